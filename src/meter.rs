@@ -1,0 +1,135 @@
+//! Metric handles, resolved on first use and cached by the layer that owns them.
+//!
+//! 1. A name stands once in the source, as a [`Meter`] with its help text; `docs/metrics.md` lists them all.
+//! 2. Handles are resolved when the first number is recorded, so a recorder may be installed before or after the
+//!    layers are built. One installed after the first request sees only layers built, or first used, later.
+//! 3. Without the feature `metrics` everything here is empty.
+//!
+//! Label values are closed sets or route patterns, never anything that a client can choose.
+
+/// A metric's name and what it means.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "metrics"), allow(dead_code))]
+pub(crate) struct Meter {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+}
+
+impl Meter {
+    pub(crate) const fn new(name: &'static str, help: &'static str) -> Self {
+        Self { name, help }
+    }
+}
+
+#[cfg(feature = "metrics")]
+macro_rules! handle {
+    ($(#[$doc:meta])* $name:ident, $inner:ty, $register:ident, $describe:ident) => {
+        $(#[$doc])*
+        pub(crate) struct $name {
+            meter: Meter,
+            label: Option<(&'static str, &'static str)>,
+            handle: std::sync::OnceLock<$inner>,
+        }
+
+        impl $name {
+            pub(crate) const fn new(meter: Meter) -> Self {
+                Self { meter, label: None, handle: std::sync::OnceLock::new() }
+            }
+
+            /// One of a closed set of values for one label.
+            #[allow(dead_code, reason = "not every kind of metric has labels in every set of features")]
+            pub(crate) const fn labelled(meter: Meter, key: &'static str, value: &'static str) -> Self {
+                Self { meter, label: Some((key, value)), handle: std::sync::OnceLock::new() }
+            }
+
+            fn handle(&self) -> &$inner {
+                self.handle.get_or_init(|| {
+                    metrics::$describe!(self.meter.name, self.meter.help);
+                    match self.label {
+                        None => metrics::$register!(self.meter.name),
+                        Some((key, value)) => metrics::$register!(self.meter.name, key => value),
+                    }
+                })
+            }
+        }
+    };
+}
+
+#[cfg(not(feature = "metrics"))]
+macro_rules! handle {
+    ($(#[$doc:meta])* $name:ident, $inner:ty, $register:ident, $describe:ident) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
+
+        impl $name {
+            pub(crate) const fn new(_: Meter) -> Self {
+                Self
+            }
+
+            #[allow(dead_code, reason = "not every kind of metric has labels in every set of features")]
+            pub(crate) const fn labelled(_: Meter, _: &'static str, _: &'static str) -> Self {
+                Self
+            }
+        }
+    };
+}
+
+handle!(
+    /// Counts events.
+    Counter, metrics::Counter, counter, describe_counter
+);
+handle!(
+    /// A level that rises and falls.
+    Gauge, metrics::Gauge, gauge, describe_gauge
+);
+handle!(
+    /// A distribution, in seconds or bytes.
+    Histogram, metrics::Histogram, histogram, describe_histogram
+);
+
+#[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
+#[allow(dead_code, reason = "each feature uses some of these")]
+impl Counter {
+    pub(crate) fn increment(&self, by: u64) {
+        #[cfg(feature = "metrics")]
+        self.handle().increment(by);
+        #[cfg(not(feature = "metrics"))]
+        let _ = by;
+    }
+}
+
+#[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
+#[allow(dead_code, reason = "each feature uses some of these")]
+impl Gauge {
+    pub(crate) fn set(&self, value: f64) {
+        #[cfg(feature = "metrics")]
+        self.handle().set(value);
+        #[cfg(not(feature = "metrics"))]
+        let _ = value;
+    }
+
+    pub(crate) fn increment(&self, by: f64) {
+        #[cfg(feature = "metrics")]
+        self.handle().increment(by);
+        #[cfg(not(feature = "metrics"))]
+        let _ = by;
+    }
+
+    pub(crate) fn decrement(&self, by: f64) {
+        #[cfg(feature = "metrics")]
+        self.handle().decrement(by);
+        #[cfg(not(feature = "metrics"))]
+        let _ = by;
+    }
+}
+
+#[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
+#[allow(dead_code, reason = "each feature uses some of these")]
+impl Histogram {
+    pub(crate) fn record(&self, value: f64) {
+        #[cfg(feature = "metrics")]
+        self.handle().record(value);
+        #[cfg(not(feature = "metrics"))]
+        let _ = value;
+    }
+}
