@@ -3,8 +3,10 @@
 //! 1. The scope of a request: its route pattern, the current tracing span and dispatcher, and who watches its polls.
 //! 2. Whoever moves a request (a cache fill, the offload pool) captures the scope before and re-enters it on every
 //!    poll there, through [`Scoped`]. So logs, metrics and the blame for a long poll are the same in any layer order.
-//! 3. The route is a pattern (`/products/{id}`), never a raw path: it is safe as a metric label.
+//! 3. A thread that exists to be blocked (an offload thread) says so once: a long poll there stalls no event loop.
+//! 4. The route is a pattern (`/products/{id}`), never a raw path: it is safe as a metric label.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +14,22 @@ use std::task::{Context, Poll};
 
 use http::Extensions;
 use pin_project_lite::pin_project;
+
+thread_local! {
+    static OFF_LOOP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Declares that this thread runs no event loop, for as long as it lives.
+#[cfg_attr(not(feature = "offload"), allow(dead_code))]
+pub(crate) fn leave_event_loop() {
+    OFF_LOOP.set(true);
+}
+
+/// Whether a long poll on this thread would keep other tasks waiting.
+#[cfg_attr(not(feature = "telemetry"), allow(dead_code))]
+pub(crate) fn on_event_loop() -> bool {
+    !OFF_LOOP.get()
+}
 
 /// A request's route pattern, where somebody knows it.
 #[derive(Clone, Default)]
