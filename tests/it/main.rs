@@ -3,7 +3,9 @@
 mod cache;
 mod client_ip;
 mod contract;
+mod imports;
 mod offload;
+mod quickstart;
 mod rate_limit;
 mod redis;
 mod support;

@@ -1,5 +1,7 @@
 //! What the tests share.
 
+pub mod inner;
+pub mod quickstart;
 pub mod redis_server;
 
 use std::future::Future;
