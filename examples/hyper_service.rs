@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -38,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .layer(ClientIpLayer::new())
         .layer(RateLimitLayer::new(Quota::per_minute(100)))
         .layer(CacheLayer::new(MemoryStore::new(64 << 20)))
-        .layer(OffloadLayer::new(OffloadPool::new().build()?));
+        .layer(OffloadLayer::new(OffloadPool::new()?));
     let service = layers.service(service_fn(handle));
 
     loop {
@@ -70,8 +70,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Names a request's route for metrics and logs; there is no router that would.
-fn route(request: &http::request::Parts) -> &'static str {
-    let path = request.uri.path();
+fn route(_: &Method, uri: &Uri) -> &'static str {
+    let path = uri.path();
     if path.starts_with("/products/") {
         "/products/{id}"
     } else if path.starts_with("/fibonacci/") {

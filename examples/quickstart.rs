@@ -12,7 +12,7 @@
 use std::error::Error;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,18 +25,20 @@ use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tower_http::metrics::InFlightRequestsLayer;
 use tower_http::metrics::in_flight_requests::InFlightRequestsCounter;
 use tower_scale::cache::{CacheLayer, MemoryStore, RedisStore, Store};
-use tower_scale::client_ip::ClientIpLayer;
+use tower_scale::client_ip::{ClientIpLayer, TrustedProxies};
 use tower_scale::offload::{OffloadLayer, OffloadPool};
 use tower_scale::rate_limit::{Quota, RateLimitLayer};
 use tower_scale::redis::Redis;
 use tower_scale::telemetry::{self, TelemetryLayer};
 use tracing_subscriber::EnvFilter;
 
-const CACHE_BYTES: usize = 64 << 20;
+const CACHE_BYTES: u64 = 64 << 20;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -74,6 +76,7 @@ async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
     // cached or offloaded.
     let app = app.layer(in_flight).merge(probes(prometheus, draining.clone())).layer(TelemetryLayer::new());
 
+    let signals = Signals::listen()?;
     let listener = TcpListener::bind(settings.addr).await.map_err(|error| format!("{}: {error}", settings.addr))?;
     let address = listener.local_addr()?;
     println!("listening on http://{address}");
@@ -81,19 +84,22 @@ async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
         println!("  try  curl -i http://{address}{path}");
     }
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
-    let (drained, stop) = tokio::sync::oneshot::channel::<()>();
+    let (drained, stop) = oneshot::channel::<()>();
     let server = axum::serve(listener, service).with_graceful_shutdown(async { drop(stop.await) });
     tokio::select! {
         result = server.into_future() => result?,
-        () = drain(draining, in_flight_count, drained) => {}
+        () = drain(signals, draining, in_flight_count, drained) => {}
     }
     Ok(())
 }
 
 /// What clients come for. From the outside in: who calls, may they, is the answer known, and only then the handler.
 fn pages(settings: &Settings, store: impl Store) -> Result<Router, Box<dyn Error>> {
-    let pool = OffloadPool::new().threads(settings.offload_threads).build()?;
-    let mut limit = RateLimitLayer::new(Quota::per_minute(settings.rate_limit));
+    let pool = match settings.offload_threads {
+        None => OffloadPool::new()?,
+        Some(threads) => OffloadPool::builder().threads(threads).build()?,
+    };
+    let mut limit = RateLimitLayer::new(settings.quota);
     if let Some(redis) = &settings.redis {
         limit = limit.redis(redis.clone());
     }
@@ -198,17 +204,21 @@ async fn readyz(State(draining): State<Arc<AtomicBool>>) -> impl IntoResponse {
 
 /// After SIGTERM or SIGINT: `/readyz` says 503 while the server still accepts, for at least one second and until
 /// requests in flight have ended, ten seconds at most. A second signal exits at once.
-async fn drain(draining: Arc<AtomicBool>, in_flight: InFlightRequestsCounter, drained: tokio::sync::oneshot::Sender<()>) {
-    shutdown_signal().await;
-    tokio::spawn(async {
-        shutdown_signal().await;
+async fn drain(
+    mut signals: Signals,
+    draining: Arc<AtomicBool>,
+    in_flight: InFlightRequestsCounter,
+    drained: oneshot::Sender<()>,
+) {
+    signals.next().await;
+    draining.store(true, Ordering::Relaxed);
+    tokio::spawn(async move {
+        signals.next().await;
         std::process::exit(1);
     });
-    draining.store(true, Ordering::Relaxed);
-    let started = tokio::time::Instant::now();
-    let deadline = started + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    while in_flight.get() > 0 && tokio::time::Instant::now() < deadline {
+    while in_flight.get() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // Stops accepting; what came in meanwhile still gets the rest of the ten seconds.
@@ -216,42 +226,55 @@ async fn drain(draining: Arc<AtomicBool>, in_flight: InFlightRequestsCounter, dr
     tokio::time::sleep_until(deadline).await;
 }
 
-async fn shutdown_signal() {
-    let wait = async |kind| match signal(kind) {
-        Ok(mut signal) => drop(signal.recv().await),
-        Err(_) => std::future::pending().await,
-    };
-    tokio::select! {
-        () = wait(SignalKind::terminate()) => {}
-        () = wait(SignalKind::interrupt()) => {}
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From here on, neither signal ends the process by itself.
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
 struct Settings {
     addr: SocketAddr,
     redis: Option<Redis>,
-    rate_limit: NonZeroU32,
-    trusted_proxies: Vec<ipnet::IpNet>,
+    quota: Quota,
+    trusted_proxies: TrustedProxies,
     offload_threads: Option<NonZeroUsize>,
     log: EnvFilter,
 }
 
 impl Settings {
     fn from_env() -> Result<Self, String> {
-        let parse_proxies = |list: &str| list.split(',').map(|cidr| cidr.trim().parse()).collect::<Result<Vec<_>, _>>();
         Ok(Self {
             addr: variable("ADDR", "an address and port such as 127.0.0.1:3000", str::parse)?
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000))),
             redis: variable("REDIS_URL", "a URL such as redis://127.0.0.1:6379", Redis::connect)?,
-            rate_limit: variable("RATE_LIMIT", "requests per minute, a whole number from 1", str::parse)?
-                .unwrap_or(NonZeroU32::new(100).expect("not zero")),
-            trusted_proxies: variable("TRUSTED_PROXIES", "a list such as 10.0.0.0/8,fd00::/8", parse_proxies)?
+            quota: variable("RATE_LIMIT", "requests per minute, a whole number from 1", per_minute)?
+                .unwrap_or(Quota::per_minute(100)),
+            trusted_proxies: variable("TRUSTED_PROXIES", "a list such as 10.0.0.0/8,fd00::/8", str::parse)?
                 .unwrap_or_default(),
             offload_threads: variable("OFFLOAD_THREADS", "a number of threads from 1", str::parse)?,
-            log: variable("RUST_LOG", "a filter such as info or tower_scale=debug", |filter| EnvFilter::try_new(filter))?
-                .unwrap_or_else(|| EnvFilter::new("info")),
+            log: variable("RUST_LOG", "a filter such as info or tower_scale=debug", |filter| {
+                EnvFilter::try_new(filter)
+            })?
+            .unwrap_or_else(|| EnvFilter::new("info")),
         })
     }
+}
+
+fn per_minute(count: &str) -> Result<Quota, Box<dyn Error>> {
+    Ok(Quota::new(count.parse()?, Duration::from_secs(60))?)
 }
 
 /// Reads an environment variable; absent or empty is `None`.

@@ -3,6 +3,7 @@
 mod cache;
 mod client_ip;
 mod contract;
+mod docs;
 mod imports;
 mod offload;
 mod quickstart;

@@ -106,7 +106,8 @@ async fn two_instances_share_one_redis() {
     let environment = [("REDIS_URL", &*redis.url())];
     let (one, two) = (Quickstart::start(&environment), Quickstart::start(&environment));
     // Both are connected before the burst, so that none of it is decided locally.
-    let warm = usize::from(one.get("/").await.status == StatusCode::OK) + usize::from(two.get("/").await.status == StatusCode::OK);
+    let warm = usize::from(one.get("/").await.status == StatusCode::OK)
+        + usize::from(two.get("/").await.status == StatusCode::OK);
     let started = Instant::now();
     let answers = burst(&[&one, &two], 150, "/").await;
     let extra = usize::try_from(started.elapsed().as_secs()).unwrap() * 2;
@@ -166,7 +167,8 @@ async fn a_hundred_clients_that_leave_at_once() {
     assert!(left.is_err(), "nobody was answered yet");
     drop(clients);
     eventually("the one fill ends", async || {
-        server.metric("cache_fills_in_flight").await == Some(0.0) && server.metric("cache_waiters").await.unwrap_or(0.0) == 0.0
+        server.metric("cache_fills_in_flight").await == Some(0.0)
+            && server.metric("cache_waiters").await.unwrap_or(0.0) == 0.0
     })
     .await;
     let next = server.get("/products/99").await;
@@ -234,7 +236,10 @@ async fn a_terminated_server_drains() {
     // The request in flight outlives the first second.
     let slow = server.try_get("/block/1500", &[]);
     let drain = async {
-        eventually("the request has begun", async || server.metric("rate_limit_decisions_total{decision=\"admitted\"}").await == Some(1.0)).await;
+        eventually("the request has begun", async || {
+            server.metric("rate_limit_decisions_total{decision=\"admitted\"}").await == Some(1.0)
+        })
+        .await;
         server.terminate();
         eventually("not ready", async || server.get("/readyz").await.status == StatusCode::SERVICE_UNAVAILABLE).await;
         assert_eq!(server.get("/healthz").await.status, StatusCode::OK, "still accepting");

@@ -15,7 +15,7 @@ use tower::Service;
 
 /// The error of [`Inner`]; layers must pass it on untouched.
 #[derive(Debug, PartialEq, Eq)]
-pub struct InnerError(pub u32);
+pub(crate) struct InnerError(pub u32);
 
 impl std::fmt::Display for InnerError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -27,7 +27,7 @@ impl std::error::Error for InnerError {}
 
 /// Where a request may be held, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
+pub(crate) enum Stage {
     Readiness,
     Head,
     FirstFrame,
@@ -36,29 +36,29 @@ pub enum Stage {
 }
 
 /// What all clones of one [`Inner`] share.
-pub struct Control {
+pub(crate) struct Control {
     /// Requests are held at this stage.
     hold: watch::Sender<Stage>,
     /// How many services that reserved capacity, futures and bodies are alive.
     live: Arc<()>,
     /// Whether some request has arrived at the held stage.
-    pub arrived: AtomicBool,
-    pub calls: AtomicUsize,
-    pub fail: AtomicBool,
-    pub permits: Arc<tokio::sync::Semaphore>,
+    pub(crate) arrived: AtomicBool,
+    pub(crate) calls: AtomicUsize,
+    pub(crate) fail: AtomicBool,
+    pub(crate) permits: Arc<tokio::sync::Semaphore>,
 }
 
 impl Control {
-    pub fn hold_at(&self, stage: Stage) {
+    pub(crate) fn hold_at(&self, stage: Stage) {
         self.arrived.store(false, Ordering::SeqCst);
         self.hold.send_replace(stage);
     }
 
-    pub fn live(&self) -> usize {
+    pub(crate) fn live(&self) -> usize {
         Arc::strong_count(&self.live) - 1
     }
 
-    pub fn calls(&self) -> usize {
+    pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
 
@@ -77,7 +77,7 @@ type Reserve = Pin<Box<dyn Future<Output = tokio::sync::OwnedSemaphorePermit> + 
 /// A service that answers `hello world` in two frames; `…/trailers` adds trailers, `/cacheable…` may be cached. It has
 /// one permit for each request at a time, taken in `poll_ready`, spent in `call` and given back when the
 /// body ends. Calling a clone that was never readied panics.
-pub struct Inner {
+pub(crate) struct Inner {
     control: Arc<Control>,
     waiting: Option<Wait>,
     reserving: Option<Reserve>,
@@ -86,7 +86,7 @@ pub struct Inner {
 
 impl Inner {
     /// `permits`: how many requests may be in flight; a leaked one shows as a hang.
-    pub fn new(permits: usize) -> (Self, Arc<Control>) {
+    pub(crate) fn new(permits: usize) -> (Self, Arc<Control>) {
         let control = Arc::new(Control {
             hold: watch::Sender::new(Stage::Nowhere),
             live: Arc::new(()),

@@ -14,23 +14,23 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
 /// A running quickstart; dropping it kills it.
-pub struct Quickstart {
+pub(crate) struct Quickstart {
     child: Child,
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     client: Client<HttpConnector, Empty<Bytes>>,
 }
 
 /// One answer and how long it took.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: String,
-    pub took: Duration,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+    pub(crate) took: Duration,
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("text"))
     }
 }
@@ -49,7 +49,7 @@ fn command(environment: &[(&str, &str)]) -> Command {
 }
 
 /// Runs the quickstart where it is expected to give up by itself.
-pub fn run_to_end(environment: &[(&str, &str)]) -> Output {
+pub(crate) fn run_to_end(environment: &[(&str, &str)]) -> Output {
     let mut child =
         command(environment).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the example starts");
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -64,27 +64,25 @@ pub fn run_to_end(environment: &[(&str, &str)]) -> Output {
 }
 
 impl Quickstart {
-    pub fn start(environment: &[(&str, &str)]) -> Self {
-        let mut child = command(environment)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the example starts");
+    pub(crate) fn start(environment: &[(&str, &str)]) -> Self {
+        let mut child =
+            command(environment).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the example starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         lines.read_line(&mut line).expect("a first line");
-        let address = line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("first line: {line:?}"));
+        let address =
+            line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("first line: {line:?}"));
         let address = address.parse().expect("an address");
         // The rest is read, so that the example never waits for its reader.
         std::thread::spawn(move || lines.read_to_string(&mut String::new()));
         Self { child, address, client: Client::builder(TokioExecutor::new()).build_http() }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.try_get(path, &[]).await.expect("an answer")
     }
 
-    pub async fn try_get(&self, path: &str, headers: &[(&str, &[u8])]) -> Result<Answer, String> {
+    pub(crate) async fn try_get(&self, path: &str, headers: &[(&str, &[u8])]) -> Result<Answer, String> {
         let started = Instant::now();
         let mut request = Request::get(format!("http://{}{path}", self.address));
         for (name, value) in headers {
@@ -102,19 +100,19 @@ impl Quickstart {
     }
 
     /// The value of one metric line: its name, with labels as rendered.
-    pub async fn metric(&self, line: &str) -> Option<f64> {
+    pub(crate) async fn metric(&self, line: &str) -> Option<f64> {
         let text = self.get("/metrics").await.body;
         text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse().ok())
     }
 
     #[allow(unsafe_code, reason = "kill(2) has no safe wrapper in std")]
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let pid = i32::try_from(self.child.id()).expect("a pid fits");
         // SAFETY: plain system call on a child that has not been waited for, so its pid cannot have been reused.
         assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
     }
 
-    pub fn exited(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be asked")
     }
 }
