@@ -23,8 +23,8 @@
 //! It never: blocks a request longer than its budget, sends a request's command to find out whether Redis works, holds
 //! more than one connection of an application's pool, shows a host, password or URL in `Debug`, errors or logs.
 //!
-//! It is no layer: give clones of one handle to [`RateLimitLayer`](crate::rate_limit) and [`CacheLayer`](crate::cache),
-//! and send your own commands with [`Redis::query`]. Whatever fails is a [`StoreError`]; each layer decides what that
+//! It is no layer: give clones of one handle to the limiter and the cache, and send your own commands with
+//! [`Redis::query`]. Whatever fails is a [`StoreError`]; each layer decides what that
 //! means, and by default it means "as if there were no Redis".
 //!
 //! ```
