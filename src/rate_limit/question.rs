@@ -11,5 +11,6 @@ pub(crate) type Question = Pin<Box<dyn Future<Output = Result<Verdict, Unanswere
 /// Redis did not decide.
 pub(crate) struct Unanswered {
     /// It may still decide, later: this request must not wait for it a second time.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub(crate) timed_out: bool,
 }
