@@ -149,7 +149,7 @@ async fn suspended_requests_are_bounded_too() {
     eventually("a place is free again", || async { app.clone().oneshot(request()).now_or_never().is_none() }).await;
 }
 
-/// Handlers that suspend until `resume` is notified.
+/// Handlers that suspend until `resume` is notified. Each counts both of its turns.
 fn suspending(pool: &OffloadPool, suspended: &Arc<AtomicUsize>, resume: &Arc<Notify>) -> Router {
     let (suspended, resume) = (suspended.clone(), resume.clone());
     Router::new()
@@ -161,6 +161,7 @@ fn suspending(pool: &OffloadPool, suspended: &Arc<AtomicUsize>, resume: &Arc<Not
                     let resumed = resume.notified();
                     suspended.fetch_add(1, Ordering::SeqCst);
                     resumed.await;
+                    suspended.fetch_add(1, Ordering::SeqCst);
                     "resumed"
                 }
             }),
@@ -177,16 +178,17 @@ async fn a_suspended_request_holds_no_thread_and_resumes_past_a_full_queue() {
     eventually("suspended", || async { suspended.load(Ordering::SeqCst) == 1 }).await;
 
     let block = Block::of(&pool).await;
-    let resumed = Arc::new(AtomicBool::new(false));
-    let queued: Vec<_> = (0..2).map(|_| pool.run(|| ())).collect();
+    let queued = [0; 2].map(|_| {
+        let turns = suspended.clone();
+        pool.run(move || turns.load(Ordering::SeqCst))
+    });
     assert_eq!(pool.run(|| ()).await, Err(OffloadError::QueueFull));
     resume.notify_waiters();
     block.end().await;
     let response = response.await.unwrap().unwrap();
-    resumed.store(true, Ordering::SeqCst);
     assert_eq!(text(response).await, "resumed");
     for run in queued {
-        run.await.unwrap();
+        assert_eq!(run.await, Ok(2), "the second turn was before those that waited");
     }
 }
 
@@ -283,17 +285,18 @@ fn a_runtime_that_ends_takes_its_requests_along() {
     let (release, released) = mpsc::channel::<()>();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let ran = Arc::new(AtomicUsize::new(0));
-    let running = runtime.block_on(async {
-        let (begin, begun) = oneshot::channel();
-        let running = pool.run(move || {
-            begin.send(()).unwrap();
-            let _ = released.recv();
-        });
+    let (begin, begun) = oneshot::channel();
+    let entered = runtime.enter();
+    let running = pool.run(move || {
+        begin.send(()).unwrap();
+        let _ = released.recv();
+    });
+    drop(entered);
+    runtime.block_on(async {
         begun.await.unwrap();
         let (queued, waiting) = (pool.clone(), ran.clone());
         tokio::spawn(async move { queued.run(move || waiting.fetch_add(1, Ordering::SeqCst)).await });
         eventually("queued", || async { Arc::strong_count(&ran) == 2 }).await;
-        running
     });
     runtime.shutdown_background();
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
@@ -447,6 +450,49 @@ async fn an_unmodified_handler_runs_from_a_current_thread_runtime() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unmodified_handler_runs_from_a_multi_thread_runtime() {
     many_requests().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blocking_is_allowed_where_tokio_allows_it() {
+    let pool = pool(1, 4);
+    let wait = || tokio::time::sleep(Duration::from_millis(1));
+    pool.run(move || tokio::runtime::Handle::current().block_on(wait())).await.unwrap();
+    pool.install(move || tokio::runtime::Handle::current().block_on(wait())).await.unwrap();
+    let handler = move || async move {
+        tokio::task::block_in_place(move || tokio::runtime::Handle::current().block_on(wait()));
+        "done"
+    };
+    let app = Router::new().route("/", get(handler)).layer(OffloadLayer::new(pool));
+    assert_eq!(text(app.oneshot(request()).await.unwrap()).await, "done");
+}
+
+#[tokio::test]
+async fn a_refusal_needs_no_ready_service() {
+    #[derive(Clone)]
+    struct NeverReady;
+
+    impl Service<Request<Body>> for NeverReady {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Pending
+        }
+
+        fn call(&mut self, _: Request<Body>) -> Self::Future {
+            unreachable!("it was never ready")
+        }
+    }
+
+    let pool = pool(1, 1);
+    let mut service = OffloadLayer::new(pool.clone()).layer(NeverReady);
+    let block = Block::of(&pool).await;
+    let waiting = service.ready().await.unwrap().call(request());
+    assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 503);
+    block.end().await;
+    eventually("a request that is not ready holds no thread", || async { pool.run(|| ()).await.is_ok() }).await;
+    drop(waiting);
 }
 
 #[tokio::test]
@@ -610,8 +656,10 @@ async fn threads_end_with_the_last_handle_wherever_it_is_dropped() {
         let pool = pool(2, 8);
         for _ in 0..2 {
             let alive = alive.clone();
-            pool.run(move || ALIVE.set(Some(alive.clone()))).await.unwrap();
+            pool.run(move || ALIVE.set(Some(alive))).await.unwrap();
         }
+        let parallel = alive.clone();
+        pool.install(move || rayon::broadcast(|_| ALIVE.set(Some(parallel.clone())))).await.unwrap();
         let (handle, started) = (pool.clone(), Block::of(&pool).await);
         if on_the_pool {
             drop(pool.run(move || drop(handle)));
