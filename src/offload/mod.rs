@@ -2,8 +2,8 @@
 //!
 //! 1. **Own threads.** [`OffloadPool`] has plain threads, `offload-0` and up, that run nothing but what it was given.
 //!    There is one less than the machine has cores (at least one), so one core's worth of time stays with the event
-//!    loops. On a bare machine that matters little: with eight jobs of 2.5 s on two cores, and event loops that used a
-//!    third of each core, a 5 ms timer was late by 2.8 ms (p99) with one thread and by 5.3 ms with two. But a pool that
+//!    loops. On a bare machine that matters little: with eight jobs of 2.4 s on two cores, and event loops that used a
+//!    tenth of each core, a 5 ms timer was late by 2.9 ms (p99) with one thread and by 5.4 ms with two. But a pool that
 //!    can spend the whole CPU quota of a container has the kernel stop the whole process until the next period, event
 //!    loops included, and no thread priority helps against that. Give [`threads`](PoolBuilder::threads) to use all.
 //! 2. **Two bounds.** At most [`queue`](PoolBuilder::queue) requests wait, whoever they are; at most
@@ -64,7 +64,8 @@
 //! `queue` to what clients will wait for, divided by the time one request takes, times `threads`. The pool knows no
 //! deadlines. `threads` follows the CPU quota at the start of the process, not a later change of it.
 //!
-//! tokio's task-locals and `tokio::task::id` do not follow a request to the pool.
+//! tokio's task-locals and task id do not follow a request to the pool. As on a tokio worker, a handler may not
+//! `block_on` a runtime outside of `block_in_place`; a closure may.
 //!
 //! # Headers
 //!

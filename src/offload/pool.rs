@@ -96,7 +96,8 @@ impl OffloadPool {
     /// Closes the pool, for all its handles.
     ///
     /// What waits is refused ([`Closed`](super::OffloadError::Closed); a request gets a 503), and so is what comes
-    /// later. What has begun goes on to its end, suspended requests too; then the threads end. Returns at once.
+    /// later. What has begun goes on to its end, suspended requests too; then the pool's threads end;
+    /// those of rayon, idle, end with the last handle. Returns at once.
     pub fn close(&self) {
         self.owner.0.close();
     }

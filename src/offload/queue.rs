@@ -39,6 +39,8 @@ pub(super) struct Queue<T> {
     last_ticket: u64,
     bound: usize,
     idle: usize,
+    /// Of the idle threads, those already on their way: a burst wakes each thread once.
+    woken: usize,
     draining: bool,
     closed: bool,
 }
@@ -52,6 +54,7 @@ impl<T> Queue<T> {
             last_ticket: 0,
             bound,
             idle: 0,
+            woken: 0,
             draining: false,
             closed: false,
         }
@@ -103,8 +106,13 @@ impl<T> Queue<T> {
         self.fetch_serial()
     }
 
-    fn fetch_serial(&self) -> Fetch {
-        if self.idle > 0 { Fetch::WakeThread } else { Fetch::Later }
+    fn fetch_serial(&mut self) -> Fetch {
+        if self.idle > self.woken {
+            self.woken += 1;
+            Fetch::WakeThread
+        } else {
+            Fetch::Later
+        }
     }
 
     /// What a pool thread runs next, and whether this is its first turn.
@@ -137,12 +145,15 @@ impl<T> Queue<T> {
         serial.into_values().chain(std::mem::take(&mut self.parallel).into_values()).collect()
     }
 
+    /// A thread found nothing, and goes to sleep.
     pub(super) fn rests(&mut self) {
         self.idle += 1;
     }
 
+    /// A thread is back, woken for an entry or for no reason; in any case it looks for one next.
     pub(super) fn returns(&mut self) {
         self.idle -= 1;
+        self.woken = self.woken.saturating_sub(1);
     }
 }
 
@@ -194,14 +205,18 @@ mod tests {
     }
 
     #[test]
-    fn only_idle_threads_are_woken() {
+    fn every_idle_thread_is_woken_once() {
         let mut queue = Queue::new(9);
-        assert_eq!(queue.push(Lane::Serial, 1, 1), Fetch::Later);
+        assert_eq!(queue.push(Lane::Serial, 1, 1), Fetch::Later, "nobody sleeps");
+        queue.rests();
         queue.rests();
         assert_eq!(queue.push(Lane::Serial, 2, 2), Fetch::WakeThread);
         assert_eq!(queue.resume(3, 3), Fetch::WakeThread);
+        assert_eq!(queue.resume(4, 4), Fetch::Later, "both are on their way");
         queue.returns();
-        assert_eq!(queue.resume(4, 4), Fetch::Later);
+        assert_eq!(queue.push(Lane::Serial, 5, 5), Fetch::Later, "one is, and one is here");
+        queue.rests();
+        assert_eq!(queue.push(Lane::Serial, 6, 6), Fetch::WakeThread, "one sleeps again");
     }
 
     #[test]

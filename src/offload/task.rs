@@ -2,7 +2,8 @@
 //!
 //! 1. Every turn runs in the runtime and the scope of the request that it belongs to.
 //! 2. A panic, in a turn or in a destructor, becomes a value: it neither ends a thread nor aborts the process.
-//! 3. What the work held is gone, and counted as gone, before its caller sees the answer.
+//! 3. What the work held is gone, and counted as gone, before its caller sees the answer: async-task drops a future
+//!    before it hands over its output.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -64,6 +65,7 @@ impl Home {
 pin_project! {
     /// A future on its way to, on, or on its way back from the pool.
     pub(super) struct Contained<F> {
+        // Some until it is dropped, at home.
         #[pin]
         future: Option<F>,
         home: Home,
@@ -72,7 +74,8 @@ pin_project! {
 
     impl<F> PinnedDrop for Contained<F> {
         fn drop(this: Pin<&mut Self>) {
-            this.end();
+            let mut this = this.project();
+            quietly(|| this.home.enter(|| this.future.set(None)));
         }
     }
 }
@@ -81,36 +84,24 @@ impl<F> Contained<F> {
     pub(super) fn new(future: F, home: Home, seat: Seat) -> Self {
         Self { future: Some(future), home, log: Log::new(seat) }
     }
-
-    /// Drops the future at home, then gives back its seat.
-    fn end(self: Pin<&mut Self>) {
-        let mut this = self.project();
-        if this.future.is_some() {
-            quietly(|| this.home.enter(|| this.future.set(None)));
-        }
-        this.log.end();
-    }
 }
 
 impl<F: Future> Future for Contained<F> {
     type Output = Answer<F::Output>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<F::Output>> {
-        let this = self.as_mut().project();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<F::Output>> {
+        let this = self.project();
         let Some(future) = this.future.as_pin_mut() else {
             return Poll::Pending;
         };
         let turn = this.log.begin_turn();
         let polled = catch_unwind(AssertUnwindSafe(|| this.home.turn(|| future.poll(cx))));
         this.log.end_turn(turn);
-        let answer = match polled {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(output)) => Ok(output),
-            Err(panic) => Err(panic),
-        };
-        let answer = Answer(Some(answer));
-        self.end();
-        Poll::Ready(answer)
+        match polled {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(output)) => Poll::Ready(Answer(Some(Ok(output)))),
+            Err(panic) => Poll::Ready(Answer(Some(Err(panic)))),
+        }
     }
 }
 
@@ -119,18 +110,18 @@ struct Log {
     admitted: Instant,
     /// Time on a thread; `None` before the first turn.
     ran: Option<Duration>,
-    seat: Option<Seat>,
+    seat: Seat,
 }
 
 impl Log {
     fn new(seat: Seat) -> Self {
-        Self { admitted: Instant::now(), ran: None, seat: Some(seat) }
+        Self { admitted: Instant::now(), ran: None, seat }
     }
 
     fn begin_turn(&mut self) -> Instant {
         let now = Instant::now();
-        if let (None, Some(seat)) = (self.ran, &self.seat) {
-            seat.metrics().begun(now.saturating_duration_since(self.admitted));
+        if self.ran.is_none() {
+            self.seat.metrics().begun(now.saturating_duration_since(self.admitted));
             self.ran = Some(Duration::ZERO);
         }
         now
@@ -139,13 +130,12 @@ impl Log {
     fn end_turn(&mut self, began: Instant) {
         self.ran = self.ran.map(|ran| ran + began.elapsed());
     }
+}
 
-    /// Gives the seat back. Without effect the second time.
-    fn end(&mut self) {
-        if let Some(seat) = self.seat.take()
-            && let Some(ran) = self.ran
-        {
-            seat.metrics().ended(ran);
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Some(ran) = self.ran {
+            self.seat.metrics().ended(ran);
         }
     }
 }

@@ -600,18 +600,16 @@ async fn a_request_on_the_only_thread_may_use_the_pool() {
 #[tokio::test]
 async fn no_job_runs_on_the_stack_of_another() {
     thread_local!(static INSIDE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
-    fn spin(depth: u32) {
-        if depth > 0 {
-            rayon::join(|| spin(depth - 1), || spin(depth - 1));
-        } else {
-            std::hint::black_box((0..20_000_u64).sum::<u64>());
-        }
+    /// Waits for a part that another thread has taken.
+    #[allow(clippy::disallowed_methods, reason = "rayon's threads may block")]
+    fn wait() {
+        rayon::join(|| std::thread::sleep(Duration::from_millis(1)), || std::thread::sleep(Duration::from_millis(3)));
     }
     let pool = pool(2, 64);
     let jobs = (0..32).map(|_| {
         pool.install(|| {
             let nested = INSIDE.replace(true);
-            spin(8);
+            wait();
             INSIDE.set(false);
             nested
         })
@@ -651,24 +649,36 @@ async fn closing_refuses_what_waits_and_finishes_what_has_begun() {
 #[tokio::test]
 async fn threads_end_with_the_last_handle_wherever_it_is_dropped() {
     thread_local!(static ALIVE: std::cell::RefCell<Option<Arc<()>>> = const { std::cell::RefCell::new(None) });
-    let alive = Arc::new(());
-    for on_the_pool in [false, true] {
+    let (alive, parallel) = (Arc::new(()), Arc::new(()));
+    for way in ["dropped here", "dropped on the pool", "closed"] {
         let pool = pool(2, 8);
-        for _ in 0..2 {
-            let alive = alive.clone();
-            pool.run(move || ALIVE.set(Some(alive))).await.unwrap();
-        }
-        let parallel = alive.clone();
-        pool.install(move || rayon::broadcast(|_| ALIVE.set(Some(parallel.clone())))).await.unwrap();
+        // At once, so that each is on a thread of its own.
+        let both = Arc::new(std::sync::Barrier::new(2));
+        let mark = || {
+            let (alive, both) = (alive.clone(), both.clone());
+            pool.run(move || {
+                both.wait();
+                ALIVE.set(Some(alive));
+            })
+        };
+        assert_eq!(tokio::join!(mark(), mark()), (Ok(()), Ok(())));
+        let part = parallel.clone();
+        pool.install(move || rayon::broadcast(|_| ALIVE.set(Some(part.clone())))).await.unwrap();
         let (handle, started) = (pool.clone(), Block::of(&pool).await);
-        if on_the_pool {
-            drop(pool.run(move || drop(handle)));
+        if way == "closed" {
+            pool.close();
+            started.end().await;
+            eventually("closed, with handles left", || async { Arc::strong_count(&alive) == 1 }).await;
+            drop((pool, handle));
+        } else if way == "dropped here" {
+            drop((pool, handle));
+            started.end().await;
         } else {
-            drop(handle);
+            started.end().await;
+            pool.run(move || drop(handle)).await.unwrap();
+            drop(pool);
         }
-        drop(pool);
-        started.end().await;
-        eventually("threads ended", || async { Arc::strong_count(&alive) == 1 }).await;
+        eventually(way, || async { Arc::strong_count(&alive) + Arc::strong_count(&parallel) == 2 }).await;
     }
 }
 
