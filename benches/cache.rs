@@ -1,5 +1,7 @@
 //! The cost of a response cache per request: a memory hit through the layer, and what a miss adds to a bare service.
 
+#![allow(clippy::expect_used, missing_docs, reason = "a benchmark")]
+
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::hint::black_box;

@@ -110,24 +110,24 @@ impl<B> ResponseBody<B> {
     }
 }
 
+enum Read<B> {
+    Frame(Option<Result<Frame<Bytes>, BodyError>>),
+    Rest(Handover<B>),
+}
+
 impl<B> Shared<B> {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Result<Frame<Bytes>, BodyError>>, Handover<B>>> {
-        Poll::Ready(Ok(match ready!(self.reader.poll_next(cx)) {
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Read<B>> {
+        Poll::Ready(match ready!(self.reader.poll_next(cx)) {
             Next::Chunk(chunk) => {
                 self.left = self.left.map(|left| left.saturating_sub(chunk.len() as u64));
-                Some(Ok(Frame::data(chunk)))
+                Read::Frame(Some(Ok(Frame::data(chunk))))
             }
-            Next::End(end) => {
-                // Sent before the log ended, if at all.
-                if let Some(rest) = self.handover.take().and_then(|mut handover| handover.try_recv().ok()) {
-                    return Poll::Ready(Err(rest));
-                }
-                (end == End::Cut).then(|| Err(BodyError::cut()))
-            }
-        }))
+            // Sent before the log ended, if at all.
+            Next::End(end) => match self.handover.take().and_then(|mut handover| handover.try_recv().ok()) {
+                Some(rest) => Read::Rest(rest),
+                None => Read::Frame((end == End::Cut).then(|| Err(BodyError::cut()))),
+            },
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -153,9 +153,9 @@ where
                     let bytes = std::mem::take(bytes);
                     return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
                 }
-                SourceProjection::Shared { shared } => match ready!(shared.poll_frame(cx)) {
-                    Ok(frame) => return Poll::Ready(frame),
-                    Err(rest) => rest,
+                SourceProjection::Shared { shared } => match ready!(shared.poll_read(cx)) {
+                    Read::Frame(frame) => return Poll::Ready(frame),
+                    Read::Rest(rest) => rest,
                 },
                 SourceProjection::Rest { rest } => {
                     if let Some(first) = rest.first.take() {
@@ -174,7 +174,7 @@ where
             Source::Inner { body } => body.is_end_stream(),
             Source::Own { bytes } => bytes.is_empty(),
             Source::Shared { shared } => shared.is_end_stream(),
-            Source::Rest { rest } => rest.first.is_none() && rest.rest.as_ref().is_none_or(|body| body.is_end_stream()),
+            Source::Rest { rest } => rest.first.is_none() && rest.rest.as_ref().is_none_or(Body::is_end_stream),
         }
     }
 

@@ -21,6 +21,7 @@ use super::store::Step;
 use super::vary::VarySpec;
 use crate::ready::CallWhenReady;
 use crate::refusal::{Caller, Reason, Refusal};
+use crate::scope::Scope;
 
 /// How long a request waits for another's response before it goes alone.
 const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -106,7 +107,14 @@ where
                 )
                 .await;
             };
-            let plan = Plan::new(case.clone(), &parts.headers, miss.forward, miss.spec, way.writable);
+            let plan = Plan::new(
+                case.clone(),
+                &parts.headers,
+                Scope::capture(&parts.extensions),
+                miss.forward,
+                miss.spec,
+                way.writable,
+            );
             let request = Request::from_parts(parts, body);
             return lead(&case, Fill { plan, seat, place, inner, request }, &runtime).await;
         }
@@ -123,7 +131,7 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         let alone = Alone { forward: miss.forward, storing: !case.asked.head, spec: miss.spec };
         return Turn::Alone(alone);
     }
-    match case.shared.flights.join(&miss.key, miss.seen) {
+    match case.shared.flights.join(&miss.key, &case.primary, miss.seen) {
         Join::Lead(seat) => Turn::Lead(seat, miss),
         Join::Wait(ticket) => follow(case, ticket, parts, miss).await,
         Join::LookAgain => Turn::Again(None),
@@ -146,7 +154,7 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
         Ok(Err((search, step))) => search.later(sources, step).await,
         Ok(Ok(search)) if !way.writable || store.is_spent(&parts.extensions) => {
             way.writable = false;
-            Ok(Found::Miss(search.miss(Forward::UriMiss)))
+            Ok(Found::Miss(search.miss(sources, Forward::UriMiss)))
         }
         Ok(Ok(search)) => match search.now(sources, SystemTime::now()) {
             Ok(found) => Ok(found),
@@ -156,7 +164,7 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
     match found {
         Ok(Found::Miss(miss)) => Ok(miss),
         Ok(Found::NoKey) => Err(Turn::Alone(Alone::passing(Forward::Bypass))),
-        Ok(Found::Hit(entry)) => Err(match case.answer(&parts.method, &parts.headers, &entry, SystemTime::now()) {
+        Ok(Found::Hit(entry)) => Err(match case.shared.answer(case.asked, &parts.method, &parts.headers, &entry) {
             Some(response) => Turn::Answer(response),
             None => Turn::Alone(Alone { forward: Forward::Request, storing: !case.asked.head, spec: None }),
         }),
@@ -268,7 +276,9 @@ where
     ResBody::Error: Into<BoxError>,
 {
     case.shared.metrics.count(Outcome::Miss);
-    let plan = alone.storing.then(|| Plan::new(case, request.headers(), alone.forward, alone.spec, writable));
+    let plan = alone.storing.then(|| {
+        Plan::new(case, request.headers(), Scope::capture(request.extensions()), alone.forward, alone.spec, writable)
+    });
     let mut response = CallWhenReady::new(inner, request).await?;
     Ok(match plan {
         Some(plan) => settle(plan, response),

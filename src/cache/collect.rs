@@ -34,7 +34,11 @@ impl<B: Body> Collector<B> {
     /// The copying side, and the body of the client whose request was forwarded.
     pub(super) fn new(stream: Arc<Stream>, body: B, writer: Writer, listener: Listener) -> (Self, ResponseBody<B>) {
         let (client, handover) = oneshot::channel();
-        let leading = ResponseBody::leading(Reader::new(writer.log()), handover, body.size_hint().exact(), listener);
+        let leading = if body.is_end_stream() {
+            ResponseBody::own(Bytes::new())
+        } else {
+            ResponseBody::leading(Reader::new(writer.log()), handover, body.size_hint().exact(), listener)
+        };
         (Self { stream, body: Box::pin(body), writer, client }, leading)
     }
 

@@ -52,16 +52,16 @@ impl CacheControl {
             if rest.is_empty() {
                 return;
             }
-            let Some((name, value, tail)) = directive(rest) else {
+            let Some((directive, tail)) = directive(rest) else {
                 self.malformed = true;
                 return;
             };
-            self.directive(name, value);
+            self.apply(directive);
             rest = tail;
         }
     }
 
-    fn directive(&mut self, name: &[u8], value: Option<&[u8]>) {
+    fn apply(&mut self, Directive { name, value }: Directive<'_>) {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         match () {
             () if is("no-store") => self.no_store = true,
@@ -87,8 +87,14 @@ pub(super) fn delta_seconds(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// One directive at the start of `input`: its name, the inside of its value, and what follows its comma.
-fn directive(input: &[u8]) -> Option<(&[u8], Option<&[u8]>, &[u8])> {
+struct Directive<'a> {
+    name: &'a [u8],
+    /// Of a quoted string: what is inside.
+    value: Option<&'a [u8]>,
+}
+
+/// One directive at the start of `input`, and what follows its comma.
+fn directive(input: &[u8]) -> Option<(Directive<'_>, &[u8])> {
     let (name, rest) = token(input)?;
     let (value, rest) = match rest.strip_prefix(b"=") {
         None => (None, rest),
@@ -99,14 +105,14 @@ fn directive(input: &[u8]) -> Option<(&[u8], Option<&[u8]>, &[u8])> {
     };
     let rest = skip(rest, |byte| matches!(byte, b' ' | b'\t'));
     match rest.split_first() {
-        None => Some((name, value, rest)),
-        Some((b',', rest)) => Some((name, value, rest)),
+        None => Some((Directive { name, value }, rest)),
+        Some((b',', rest)) => Some((Directive { name, value }, rest)),
         Some(_) => None,
     }
 }
 
 /// A token (RFC 9110 §5.6.2) of at least one byte, and what follows it.
-pub(super) fn token(input: &[u8]) -> Option<(&[u8], &[u8])> {
+fn token(input: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = input.iter().position(|byte| !is_token_byte(*byte)).unwrap_or(input.len());
     if end == 0 { None } else { input.split_at_checked(end) }
 }

@@ -11,9 +11,11 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::conditional;
-use super::directives::token;
 use super::policy::Terms;
 use super::vary::VarySpec;
+
+/// How far another machine's clock, or a stepped one, may be off.
+const MAX_SKEW: Duration = Duration::from_secs(60);
 
 /// A response's status and fields, as stored, and how long they may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +67,9 @@ impl Head {
         Self { status, headers, born: terms.born, fresh_until: terms.fresh_until, shared: terms.shared }
     }
 
+    /// Not where this clock is far behind the one that was read when the entry was made: it would never expire.
     pub(super) fn is_fresh(&self, now: SystemTime) -> bool {
-        now < self.fresh_until
+        now < self.fresh_until && now + MAX_SKEW > self.born
     }
 
     /// Whole seconds of freshness left.
@@ -137,10 +140,8 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let mut kept = headers.clone();
     for line in headers.get_all(CONNECTION) {
         for member in line.as_bytes().split(|byte| *byte == b',') {
-            if let Some((name, _)) = token(member.trim_ascii()) {
-                if let Ok(name) = HeaderName::from_bytes(name) {
-                    kept.remove(name);
-                }
+            if let Ok(name) = HeaderName::from_bytes(member.trim_ascii()) {
+                kept.remove(name);
             }
         }
     }
@@ -153,6 +154,16 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_far_behind_uses_nothing() {
+        let born = SystemTime::now();
+        let fresh_until = born + Duration::from_secs(10);
+        let head = Head { status: StatusCode::OK, headers: HeaderMap::new(), born, fresh_until, shared: false };
+        assert!(head.is_fresh(born) && !head.is_fresh(fresh_until));
+        assert!(head.is_fresh(born - Duration::from_secs(59)) && !head.is_fresh(born - Duration::from_secs(61)));
+        assert_eq!(head.age(born - Duration::from_secs(59)), Duration::ZERO);
+    }
 
     #[test]
     fn what_belongs_to_a_connection_is_not_stored() {

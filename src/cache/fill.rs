@@ -51,24 +51,30 @@ pub(super) struct Case {
 
 impl Case {
     pub(super) fn sources<'a>(&'a self, request: &'a HeaderMap) -> Sources<'a> {
-        let Shared { store, flights, .. } = &*self.shared;
-        Sources { store: &**store, flights, primary: &self.primary, request }
+        self.shared.sources(&self.primary, request)
+    }
+}
+
+impl Shared {
+    pub(super) fn sources<'a>(&'a self, primary: &'a Key, request: &'a HeaderMap) -> Sources<'a> {
+        Sources { store: &*self.store, flights: &self.flights, primary, request }
     }
 
     /// The answer from a fresh entry, unless the request's credentials forbid it (RFC 9111 §3.5).
     pub(super) fn answer<B>(
         &self,
+        asked: Asked,
         method: &Method,
         request: &HeaderMap,
         entry: &Entry,
-        now: SystemTime,
     ) -> Option<Response<ResponseBody<B>>> {
-        if self.asked.credentials && !entry.head.shared {
+        if asked.credentials && !entry.head.shared {
             return None;
         }
+        let now = SystemTime::now();
         let mut response = entry.answer(method, request, now);
         status::hit(response.headers_mut(), entry.head.ttl(now));
-        self.shared.metrics.count(Outcome::Hit);
+        self.metrics.count(Outcome::Hit);
         Some(response.map(ResponseBody::own))
     }
 }
@@ -105,19 +111,21 @@ pub(super) struct Plan {
     requested: SystemTime,
     began: Instant,
     voided: u64,
+    scope: Scope,
 }
 
 impl Plan {
     pub(super) fn new(
         case: Case,
         request: &HeaderMap,
+        scope: Scope,
         forward: Forward,
         spec: Option<VarySpec>,
         writable: bool,
     ) -> Self {
         let voided = case.shared.flights.voided(&case.primary);
         let (requested, began) = (SystemTime::now(), Instant::now());
-        Self { case, request: request.clone(), forward, spec, writable, requested, began, voided }
+        Self { case, request: request.clone(), forward, spec, writable, requested, began, voided, scope }
     }
 
     /// Decides at the head.
@@ -184,7 +192,7 @@ impl Plan {
         if !self.writable || self.is_void() {
             return;
         }
-        let primary = &self.case.primary;
+        let (primary, took) = (&self.case.primary, self.began.elapsed());
         let stored = match &stream.variant {
             None => self.put(primary, Record::Response(entry.clone())).await,
             Some((spec, key)) => {
@@ -204,7 +212,7 @@ impl Plan {
             if let Some((_, key)) = &stream.variant {
                 shared.flights.note_stored(key);
             }
-            shared.metrics.fill_seconds.record(self.began.elapsed().as_secs_f64());
+            shared.metrics.fill_seconds.record(took.as_secs_f64());
         }
     }
 
@@ -237,13 +245,15 @@ where
     match plan.open(response, &terms, &audience) {
         Err(response) => plan.pass(response),
         Ok((response, collector)) => {
-            detach(&runtime, audience, async move {
+            let scope = plan.scope.clone();
+            let work = async move {
                 let _place = place;
                 let stream = collector.stream().clone();
                 if let Collected::Whole(entry) = collector.collect().await {
                     plan.keep(&stream, &entry).await;
                 }
-            });
+            };
+            detach(&runtime, audience, Scoped::new(scope, work));
             response
         }
     }
@@ -276,7 +286,7 @@ impl<S, B> Fill<S, B> {
         ResBody::Error: Into<BoxError>,
     {
         let (client, answer) = oneshot::channel();
-        let scope = Scope::capture(self.request.extensions());
+        let scope = self.plan.scope.clone();
         let audience = self.seat.audience().clone();
         (answer, detach(runtime, audience, Scoped::new(scope, self.run(client))))
     }
@@ -300,9 +310,9 @@ impl<S, B> Fill<S, B> {
             Verdict::Store(terms) => terms,
             verdict => {
                 if verdict == Verdict::Failed {
-                    seat.fail()
+                    seat.fail();
                 } else {
-                    seat.release()
+                    seat.release();
                 }
                 let _ = client.send(Ok(plan.pass(response)));
                 return;

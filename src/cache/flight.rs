@@ -64,6 +64,7 @@ pub(super) struct Flights {
 
 struct Flight {
     key: Key,
+    voided: u64,
     phase: watch::Sender<Phase>,
     waiters: AtomicUsize,
     failures: AtomicUsize,
@@ -109,10 +110,12 @@ impl Flights {
         self.voided.bump(primary);
     }
 
-    /// Leads or joins the fetch of `key`, after a lookup that began when [`stored`](Self::stored) was `seen`.
-    pub(super) fn join(self: &Arc<Self>, key: &Key, seen: u64) -> Join {
+    /// Leads or joins the fetch of `key`, after a lookup that began when [`stored`](Self::stored) was `seen`. A fetch
+    /// that is older than the last invalidation of the URL is left to those who wait for it already.
+    pub(super) fn join(self: &Arc<Self>, key: &Key, primary: &Key, seen: u64) -> Join {
+        let voided = self.voided(primary);
         let mut table = self.lock();
-        if let Some(flight) = table.get(key) {
+        if let Some(flight) = table.get(key).filter(|flight| flight.voided == voided) {
             if matches!(*flight.phase.borrow(), Phase::Vacant) {
                 return Join::Lead(self.seat(flight));
             }
@@ -129,6 +132,7 @@ impl Flights {
         }
         let flight = Arc::new(Flight {
             key: key.clone(),
+            voided,
             phase: watch::Sender::new(Phase::Running),
             waiters: AtomicUsize::new(0),
             failures: AtomicUsize::new(0),

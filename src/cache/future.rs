@@ -54,7 +54,11 @@ pin_project! {
     enum State<F, ResBody, E> {
         Answered { response: Option<Response<ResponseBody<ResBody>>> },
         Forwarded { #[pin] call: F, passage: Option<Passage> },
-        Invalidating { removal: Removal, response: Option<Response<ResponseBody<ResBody>>> },
+        Invalidating {
+            removal: Removal,
+            shared: Arc<Shared>,
+            response: Option<Response<ResponseBody<ResBody>>>,
+        },
         Detour { future: Detour<ResBody, E> },
     }
 }
@@ -84,11 +88,13 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         loop {
-            let (removal, response) = match state.as_mut().project() {
+            let (removal, shared, response) = match state.as_mut().project() {
                 StateProjection::Answered { response } => return take(response),
                 StateProjection::Detour { future } => return future.as_mut().poll(cx),
-                StateProjection::Invalidating { removal, response } => {
-                    let _ = ready!(removal.as_mut().poll(cx));
+                StateProjection::Invalidating { removal, shared, response } => {
+                    if ready!(removal.as_mut().poll(cx)).is_err() {
+                        shared.metrics.store_errors.increment(1);
+                    }
                     return take(response);
                 }
                 StateProjection::Forwarded { call, passage } => {
@@ -101,14 +107,14 @@ where
                                 changed.filter(|_| is_success(response.status())).map(|key| shared.invalidate(&key));
                             let response = pass(response, forward);
                             match removal {
-                                Some(Step::Pending(removal)) => (removal, response),
+                                Some(Step::Pending(removal)) => (removal, shared, response),
                                 Some(Step::Ready(_)) | None => return Poll::Ready(Ok(response)),
                             }
                         }
                     }
                 }
             };
-            state.set(State::Invalidating { removal, response: Some(response) });
+            state.set(State::Invalidating { removal, shared, response: Some(response) });
         }
     }
 }

@@ -47,14 +47,13 @@ pub(super) type Reply = Result<Option<Record>, Trouble>;
 
 /// A lookup under way: one store operation, or two where the responses vary.
 pub(super) struct Search {
-    key: Key,
     seen: u64,
-    spec: Option<VarySpec>,
+    variant: Option<(VarySpec, Key)>,
 }
 
 impl Search {
     pub(super) fn new(sources: Sources<'_>) -> Self {
-        Self { key: sources.primary.clone(), seen: sources.flights.stored(sources.primary), spec: None }
+        Self { seen: sources.flights.stored(sources.primary), variant: None }
     }
 
     /// Starts at the variant: it is known by what the responses vary.
@@ -72,7 +71,7 @@ impl Search {
     /// It takes a round trip: wait for it with [`later`](Self::later).
     pub(super) fn now(mut self, sources: Sources<'_>, now: SystemTime) -> Result<Found, (Self, Step<Reply>)> {
         loop {
-            match sources.store.get(&self.key) {
+            match sources.store.get(self.key(sources)) {
                 Step::Ready(Ok(record)) => {
                     if let Some(found) = self.feed(sources, record, now) {
                         return Ok(found);
@@ -95,25 +94,25 @@ impl Search {
                         return Ok(found);
                     }
                 }
-                Err(trouble) => return Err((trouble, self.miss(Forward::UriMiss))),
+                Err(trouble) => return Err((trouble, self.miss(sources, Forward::UriMiss))),
             }
-            step = sources.store.get(&self.key);
+            step = sources.store.get(self.key(sources));
         }
     }
 
     /// `None`: look under the new key.
     fn feed(&mut self, sources: Sources<'_>, record: Option<Record>, now: SystemTime) -> Option<Found> {
-        let at_variant = self.spec.is_some();
+        let at_variant = self.variant.is_some();
         let missing = if at_variant { Forward::VaryMiss } else { Forward::UriMiss };
-        let Some(record) = record else { return Some(Found::Miss(self.miss(missing))) };
+        let Some(record) = record else { return Some(Found::Miss(self.miss(sources, missing))) };
         if !record.is_fresh(now) {
-            sources.store.discard(&self.key, &record);
-            return Some(Found::Miss(self.miss(Forward::Stale)));
+            sources.store.discard(self.key(sources), &record);
+            return Some(Found::Miss(self.miss(sources, Forward::Stale)));
         }
         match record {
             Record::Response(entry) => Some(Found::Hit(entry)),
             // Under a variant's key stands only a response.
-            Record::Vary(..) if at_variant => Some(Found::Miss(self.miss(missing))),
+            Record::Vary(..) if at_variant => Some(Found::Miss(self.miss(sources, missing))),
             Record::Vary(spec, _) => self.vary(sources, spec),
         }
     }
@@ -121,13 +120,17 @@ impl Search {
     fn vary(&mut self, sources: Sources<'_>, spec: VarySpec) -> Option<Found> {
         let Some(key) = spec.key(sources.primary, sources.request) else { return Some(Found::NoKey) };
         self.seen = sources.flights.stored(&key);
-        self.key = key;
-        self.spec = Some(spec);
+        self.variant = Some((spec, key));
         None
     }
 
     /// Nothing found so far.
-    pub(super) fn miss(&self, forward: Forward) -> Miss {
-        Miss { key: self.key.clone(), seen: self.seen, forward, spec: self.spec.clone() }
+    pub(super) fn miss(&self, sources: Sources<'_>, forward: Forward) -> Miss {
+        let spec = self.variant.as_ref().map(|(spec, _)| spec.clone());
+        Miss { key: self.key(sources).clone(), seen: self.seen, forward, spec }
+    }
+
+    fn key<'a>(&'a self, sources: Sources<'a>) -> &'a Key {
+        self.variant.as_ref().map_or(sources.primary, |(_, key)| key)
     }
 }

@@ -52,7 +52,7 @@ impl MemoryStore {
             .estimated_items_capacity(items.max(32 * usize::try_from(shards).unwrap_or(1)))
             .weight_capacity(bytes)
             .build();
-        #[allow(clippy::expect_used, reason = "both required options are set above")]
+        #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "both required options are set above")]
         let options = options.expect("capacities are set");
         let cache = Cache::with_options(options, Weigh, BuildPrehashed::default(), DefaultLifecycle::default());
         Self { cache, usage: Usage::new(), bytes: AtomicU64::new(0), entries: AtomicU64::new(0) }

@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tower_service::Service;
@@ -23,6 +24,7 @@ use super::request::Asked;
 use super::status::Forward;
 use super::vary::VarySpec;
 use crate::ready::{self, CallWhenReady};
+use crate::scope::Scope;
 
 /// A service behind a response cache; made by [`CacheLayer`](super::CacheLayer).
 #[derive(Clone)]
@@ -61,20 +63,25 @@ where
             (Some(primary), Ok(asked)) => (primary, asked),
             (None, Ok(_)) => return self.pass(request, Forward::Bypass, None),
             (primary, Err(forward)) => {
-                let changed = primary.filter(|_| !request.method().is_safe());
+                let changed = primary.filter(|_| changes_its_url(&request));
                 return self.pass(request, forward, changed);
             }
         };
-        let case = Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked };
-        if case.shared.store.is_spent(request.extensions()) {
-            return self.detour(case, request, Looked::Not);
+        let looked = if self.shared.store.is_spent(request.extensions()) {
+            None
+        } else {
+            let sources = self.shared.sources(&primary, request.headers());
+            Some(Search::new(sources).now(sources, SystemTime::now()))
+        };
+        if let Some(Ok(Found::Hit(entry))) = &looked
+            && let Some(response) = self.shared.answer(asked, request.method(), request.headers(), entry)
+        {
+            return ResponseFuture::answered(response);
         }
-        let (sources, now) = (case.sources(request.headers()), SystemTime::now());
-        match Search::new(sources).now(sources, now) {
-            Ok(Found::Hit(entry)) => match case.answer(request.method(), request.headers(), &entry, now) {
-                Some(response) => ResponseFuture::answered(response),
-                None => self.alone(case, request, Forward::Request, None),
-            },
+        let case = Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked };
+        let Some(looked) = looked else { return self.detour(case, request, Looked::Not) };
+        match looked {
+            Ok(Found::Hit(_)) => self.alone(case, request, Forward::Request, None),
             Ok(Found::NoKey) => self.pass(request, Forward::Bypass, None),
             Ok(Found::Miss(miss)) if asked.may_share() && Handle::try_current().is_ok() => {
                 self.detour(case, request, Looked::Missed(miss))
@@ -83,6 +90,13 @@ where
             Err((search, step)) => self.detour(case, request, Looked::Asked(search, step)),
         }
     }
+}
+
+/// Whether success of the request outdates what is stored for its URL (RFC 9111 §4.4). A gRPC call never does: nobody
+/// asks for its URL with GET.
+fn changes_its_url<B>(request: &Request<B>) -> bool {
+    let grpc = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/grpc");
+    !request.method().is_safe() && !request.headers().get(CONTENT_TYPE).is_some_and(grpc)
 }
 
 impl<S: Clone> Cache<S> {
@@ -116,7 +130,16 @@ impl<S: Clone> Cache<S> {
         let passage = if case.asked.head {
             Passage::Through { shared: self.shared.clone(), forward, changed: None }
         } else {
-            Passage::Storing { plan: Box::new(Plan::new(case, request.headers(), forward, spec, true)) }
+            Passage::Storing {
+                plan: Box::new(Plan::new(
+                    case,
+                    request.headers(),
+                    Scope::capture(request.extensions()),
+                    forward,
+                    spec,
+                    true,
+                )),
+            }
         };
         ResponseFuture::forwarded(CallWhenReady::new(ready::take(&mut self.inner), request), passage)
     }

@@ -1,5 +1,7 @@
 //! The response cache, through the layer: what is shared, what never is, and what happens when things end early.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test helpers")]
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -352,8 +354,13 @@ async fn a_fetch_that_a_post_has_overtaken_is_not_stored() {
     });
     settle().await;
     send(&cache, request(Method::PUT, "/", &[])).await;
-    opened.add_permits(2);
+    let late = spawn(&cache, get("/"));
+    settle().await;
+    assert_eq!(origin.calls(), 3, "whoever asks after the change does not share a fetch from before it");
+    opened.add_permits(1);
     assert_eq!(early.await.unwrap().text(), "1");
+    opened.add_permits(1);
+    assert_eq!(late.await.unwrap().unwrap().text(), "3");
     assert_eq!(send(&cache, get("/")).await.text(), "3");
 }
 
@@ -618,8 +625,10 @@ async fn requests_with_credentials_neither_lead_nor_follow() {
     }
 }
 
+type Failing = fn(usize) -> Result<Response<Body>, Broken>;
+
 /// Fails the first `failures` calls in one way, then answers.
-fn failing(failures: usize, fail: fn(usize) -> Result<Response<Body>, Broken>) -> (Origin, Arc<Semaphore>) {
+fn failing(failures: usize, fail: Failing) -> (Origin, Arc<Semaphore>) {
     let gate = Arc::new(Semaphore::new(0));
     let waiting = gate.clone();
     let origin = Origin::new(move |n, _| {
@@ -634,7 +643,7 @@ fn failing(failures: usize, fail: fn(usize) -> Result<Response<Body>, Broken>) -
 
 #[tokio::test]
 async fn a_failed_fetch_elects_one_successor() {
-    let fails: [fn(usize) -> Result<Response<Body>, Broken>; 3] = [
+    let fails: [Failing; 3] = [
         |n| Err(Broken(n)),
         |_| Ok(Response::builder().status(503).body(text("busy")).unwrap()),
         |_| panic!("the handler panics"),
@@ -820,9 +829,9 @@ async fn a_truncated_or_broken_body_is_never_stored_nor_taken_for_whole() {
         sender.send_data("abc".into()).await.unwrap();
         assert_eq!(chunk(&mut follower).await.unwrap().unwrap(), "abc");
         if breaks {
-            sender.abort("reset".into())
+            sender.abort("reset".into());
         } else {
-            drop(sender)
+            drop(sender);
         }
         let error = chunk(&mut follower).await.unwrap().unwrap_err();
         assert!(std::error::Error::source(&error).is_none());
