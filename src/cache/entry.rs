@@ -1,0 +1,187 @@
+//! A stored response, and how it is given out again.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{
+    AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+
+use super::conditional;
+use super::policy::Terms;
+use super::vary::VarySpec;
+
+/// How far another machine's clock, or a stepped one, may be off.
+const MAX_SKEW: Duration = Duration::from_secs(60);
+
+/// A response's status and fields, as stored, and how long they may be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) born: SystemTime,
+    pub(super) fresh_until: SystemTime,
+    pub(super) shared: bool,
+}
+
+/// A whole stored response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub(super) head: Arc<Head>,
+    pub(super) body: Bytes,
+}
+
+/// What a store holds under one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// The response itself.
+    Response(Arc<Entry>),
+    /// The URL's responses vary: each is stored under a key of its own until this time.
+    Vary(VarySpec, SystemTime),
+}
+
+impl Record {
+    pub(super) fn is_fresh(&self, now: SystemTime) -> bool {
+        match self {
+            Self::Response(entry) => entry.head.is_fresh(now),
+            Self::Vary(_, until) => now < *until,
+        }
+    }
+
+    /// Whether both are one and the same stored thing.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Response(left), Self::Response(right)) => Arc::ptr_eq(left, right),
+            (Self::Vary(left, until), Self::Vary(right, other)) => left == right && until == other,
+            (Self::Response(_), Self::Vary(..)) | (Self::Vary(..), Self::Response(_)) => false,
+        }
+    }
+}
+
+impl Head {
+    pub(super) fn new(status: StatusCode, headers: &HeaderMap, terms: &Terms) -> Self {
+        let headers = end_to_end(headers);
+        Self { status, headers, born: terms.born, fresh_until: terms.fresh_until, shared: terms.shared }
+    }
+
+    /// Not where this clock is far behind the one that was read when the entry was made: it would never expire.
+    pub(super) fn is_fresh(&self, now: SystemTime) -> bool {
+        now < self.fresh_until && now + MAX_SKEW > self.born
+    }
+
+    /// Whole seconds of freshness left.
+    pub(super) fn ttl(&self, now: SystemTime) -> u64 {
+        self.fresh_until.duration_since(now).unwrap_or_default().as_secs()
+    }
+
+    /// RFC 9111 §4.2.3. A clock that went back, or another machine's, never makes an age negative.
+    fn age(&self, now: SystemTime) -> Duration {
+        now.duration_since(self.born).unwrap_or_default()
+    }
+
+    /// Status and fields for one more client, with `Age`.
+    pub(super) fn response<T>(&self, now: SystemTime, body: T) -> Response<T> {
+        let mut response = Response::new(body);
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        *headers = self.headers.clone();
+        headers.insert(AGE, HeaderValue::from(self.age(now).as_secs()));
+        response
+    }
+}
+
+impl Entry {
+    /// The answer to a GET or HEAD request that this entry satisfies.
+    pub(super) fn answer(&self, method: &Method, request: &HeaderMap, now: SystemTime) -> Response<Bytes> {
+        let head = &*self.head;
+        if head.status == StatusCode::OK && conditional::not_modified(request, &head.headers) {
+            return self.not_modified(now);
+        }
+        if *method != Method::HEAD {
+            return head.response(now, self.body.clone());
+        }
+        let mut response = head.response(now, Bytes::new());
+        if head.status != StatusCode::NO_CONTENT {
+            let length = || HeaderValue::from(self.body.len());
+            response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(length);
+        }
+        response
+    }
+
+    /// RFC 9110 §15.4.5: without what only describes the content that is not sent.
+    fn not_modified(&self, now: SystemTime) -> Response<Bytes> {
+        let mut response = self.head.response(now, Bytes::new());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        for name in [CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE] {
+            response.headers_mut().remove(name);
+        }
+        response
+    }
+}
+
+/// The fields that may be stored (RFC 9111 §3.1): not those of one connection, nor of one proxy. `Age` is made anew.
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    const HOP_BY_HOP: [HeaderName; 11] = [
+        AGE,
+        CONNECTION,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        PROXY_AUTHENTICATE,
+        HeaderName::from_static("proxy-authentication-info"),
+        PROXY_AUTHORIZATION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ];
+    let mut kept = headers.clone();
+    for line in headers.get_all(CONNECTION) {
+        for member in line.as_bytes().split(|byte| *byte == b',') {
+            if let Ok(name) = HeaderName::from_bytes(member.trim_ascii()) {
+                kept.remove(name);
+            }
+        }
+    }
+    for name in HOP_BY_HOP {
+        kept.remove(name);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_far_behind_uses_nothing() {
+        let born = SystemTime::now();
+        let fresh_until = born + Duration::from_secs(10);
+        let head = Head { status: StatusCode::OK, headers: HeaderMap::new(), born, fresh_until, shared: false };
+        assert!(head.is_fresh(born) && !head.is_fresh(fresh_until));
+        assert!(head.is_fresh(born - Duration::from_secs(59)) && !head.is_fresh(born - Duration::from_secs(61)));
+        assert_eq!(head.age(born - Duration::from_secs(59)), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_belongs_to_a_connection_is_not_stored() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "X-Hop, keep-alive"),
+            ("connection", "x-other"),
+            ("x-hop", "1"),
+            ("x-other", "1"),
+            ("transfer-encoding", "chunked"),
+            ("age", "7"),
+            ("link", "a"),
+            ("link", "b"),
+        ] {
+            headers.append(name, value.parse().unwrap());
+        }
+        let kept = end_to_end(&headers);
+        assert_eq!(kept.len(), 2);
+        assert_eq!(kept.get_all("link").iter().collect::<Vec<_>>(), ["a", "b"]);
+    }
+}

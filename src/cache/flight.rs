@@ -1,0 +1,330 @@
+//! One fetch per key: who runs it, who waits for it, and what they are told.
+//!
+//! Every change of a flight happens under the table's lock, so that "nobody waits any more" and "somebody has to take
+//! over" cannot miss each other. A [`Seat`] that is dropped without a word has failed.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::entry::{Entry, Head};
+use super::key::{BuildPrehashed, Key};
+use super::log::Log;
+use super::metrics::Metrics;
+use super::vary::VarySpec;
+
+/// Fetches under way, each with its key. Beyond: everybody goes alone.
+const MAX_FLIGHTS: usize = 1024;
+/// Requests that wait for one fetch. Beyond: they go alone.
+const MAX_WAITERS: usize = 4096;
+/// How often a failed fetch is tried again, by one of those who wait, before all of them get an error.
+const MAX_SUCCESSORS: usize = 2;
+
+/// What those who wait see of a fetch.
+#[derive(Clone)]
+pub(super) enum Phase {
+    /// Nothing is known yet.
+    Running,
+    /// It failed; the first to claim it runs it again.
+    Vacant,
+    /// The head is there and may be stored; the body is on its way.
+    Streaming(Arc<Stream>),
+    /// All of it is there.
+    Complete(Arc<Stream>, Arc<Entry>),
+    /// The response is not for sharing: everybody goes alone.
+    Released,
+    /// It failed too often.
+    Failed,
+}
+
+/// A response that is being collected.
+pub(super) struct Stream {
+    pub(super) head: Arc<Head>,
+    /// Where the URL's responses vary: by what, and the key of this one.
+    pub(super) variant: Option<(VarySpec, Key)>,
+    pub(super) log: Arc<Log>,
+    /// Where the length is known, the body can be shared while it grows, since it is known to fit.
+    pub(super) length: Option<u64>,
+    pub(super) since: Instant,
+}
+
+/// All fetches under way in one cache.
+pub(super) struct Flights {
+    table: Mutex<HashMap<Key, Arc<Flight>, BuildPrehashed>>,
+    metrics: Arc<Metrics>,
+    /// Counts what was stored, per stripe of keys: a miss that is older than the last one has to look again.
+    stored: Stripes,
+    /// Counts invalidations: a fetch that is older than the last one must not be stored.
+    voided: Stripes,
+}
+
+struct Flight {
+    key: Key,
+    voided: u64,
+    phase: watch::Sender<Phase>,
+    waiters: AtomicUsize,
+    failures: AtomicUsize,
+    audience: Arc<Audience>,
+}
+
+/// What [`Flights::join`] found.
+pub(super) enum Join {
+    /// Nobody fetches this: you do.
+    Lead(Seat),
+    /// Somebody fetches this.
+    Wait(Ticket),
+    /// Something was stored since you looked.
+    LookAgain,
+    /// Too many fetches, or too many who wait.
+    Full,
+}
+
+impl Flights {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { table: Mutex::default(), metrics, stored: Stripes::new(), voided: Stripes::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Flight>, BuildPrehashed>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be read before a lookup, and handed to [`join`](Self::join) after it.
+    pub(super) fn stored(&self, key: &Key) -> u64 {
+        self.stored.read(key)
+    }
+
+    pub(super) fn note_stored(&self, key: &Key) {
+        self.stored.bump(key);
+    }
+
+    /// To be read before a request is forwarded, and compared before its response is stored.
+    pub(super) fn voided(&self, primary: &Key) -> u64 {
+        self.voided.read(primary)
+    }
+
+    pub(super) fn note_voided(&self, primary: &Key) {
+        self.voided.bump(primary);
+    }
+
+    /// Leads or joins the fetch of `key`, after a lookup that began when [`stored`](Self::stored) was `seen`. A fetch
+    /// that is older than the last invalidation of the URL is left to those who wait for it already.
+    pub(super) fn join(self: &Arc<Self>, key: &Key, primary: &Key, seen: u64) -> Join {
+        let voided = self.voided(primary);
+        let mut table = self.lock();
+        if let Some(flight) = table.get(key).filter(|flight| flight.voided == voided) {
+            if matches!(*flight.phase.borrow(), Phase::Vacant) {
+                return Join::Lead(self.seat(flight));
+            }
+            if flight.waiters.load(Ordering::Relaxed) >= MAX_WAITERS {
+                return Join::Full;
+            }
+            return Join::Wait(self.ticket(flight));
+        }
+        if self.stored(key) != seen {
+            return Join::LookAgain;
+        }
+        if table.len() >= MAX_FLIGHTS {
+            return Join::Full;
+        }
+        let flight = Arc::new(Flight {
+            key: key.clone(),
+            voided,
+            phase: watch::Sender::new(Phase::Running),
+            waiters: AtomicUsize::new(0),
+            failures: AtomicUsize::new(0),
+            audience: Arc::default(),
+        });
+        table.insert(key.clone(), flight.clone());
+        Join::Lead(self.seat(&flight))
+    }
+
+    fn seat(self: &Arc<Self>, flight: &Arc<Flight>) -> Seat {
+        flight.phase.send_replace(Phase::Running);
+        Seat { flights: self.clone(), flight: flight.clone(), taken: true }
+    }
+
+    fn ticket(self: &Arc<Self>, flight: &Arc<Flight>) -> Ticket {
+        flight.waiters.fetch_add(1, Ordering::Relaxed);
+        self.metrics.waiter_came();
+        let listener = flight.audience.listen();
+        Ticket { phase: flight.phase.subscribe(), flights: self.clone(), flight: flight.clone(), listener }
+    }
+}
+
+impl Flight {
+    fn leave_table(self: &Arc<Self>, table: &mut HashMap<Key, Arc<Self>, BuildPrehashed>) {
+        if table.get(&self.key).is_some_and(|listed| Arc::ptr_eq(listed, self)) {
+            table.remove(&self.key);
+        }
+    }
+}
+
+/// The right, and the duty, to run a fetch.
+pub(super) struct Seat {
+    flights: Arc<Flights>,
+    flight: Arc<Flight>,
+    taken: bool,
+}
+
+impl Seat {
+    pub(super) fn audience(&self) -> &Arc<Audience> {
+        &self.flight.audience
+    }
+
+    /// The head is there, and may be stored.
+    pub(super) fn stream(&self, stream: Arc<Stream>) {
+        self.flight.phase.send_replace(Phase::Streaming(stream));
+    }
+
+    /// All of it is there. The flight stays until it is [stored](Self::land), so that nobody slips in between.
+    pub(super) fn complete(&self, stream: Arc<Stream>, entry: Arc<Entry>) {
+        self.flight.phase.send_replace(Phase::Complete(stream, entry));
+    }
+
+    /// It is stored, or could not be.
+    pub(super) fn land(mut self) {
+        self.taken = false;
+        self.flight.leave_table(&mut self.flights.lock());
+    }
+
+    /// Sends everybody on their own way.
+    pub(super) fn release(mut self) {
+        self.taken = false;
+        let mut table = self.flights.lock();
+        self.flight.leave_table(&mut table);
+        self.flight.phase.send_replace(Phase::Released);
+    }
+
+    /// Somebody else may try, if somebody waits.
+    pub(super) fn fail(self) {}
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if !self.taken {
+            return;
+        }
+        let mut table = self.flights.lock();
+        if matches!(*self.flight.phase.borrow(), Phase::Complete(..)) {
+            // Everybody has the response; only storing it was given up.
+            return self.flight.leave_table(&mut table);
+        }
+        let failures = self.flight.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let last = failures > MAX_SUCCESSORS || self.flight.waiters.load(Ordering::Relaxed) == 0;
+        if last {
+            self.flight.leave_table(&mut table);
+        }
+        self.flight.phase.send_replace(if last { Phase::Failed } else { Phase::Vacant });
+    }
+}
+
+/// A place among those who wait.
+pub(super) struct Ticket {
+    phase: watch::Receiver<Phase>,
+    flights: Arc<Flights>,
+    flight: Arc<Flight>,
+    listener: Listener,
+}
+
+impl Ticket {
+    pub(super) fn phase(&mut self) -> Phase {
+        self.phase.borrow_and_update().clone()
+    }
+
+    /// Waits for the next phase. `false`: it did not come by the deadline.
+    pub(super) async fn changed_by(&mut self, deadline: Instant) -> bool {
+        matches!(tokio::time::timeout_at(deadline, self.phase.changed()).await, Ok(Ok(())))
+    }
+
+    /// Takes over a vacant fetch, unless another was first.
+    pub(super) fn claim(&self) -> Option<Seat> {
+        let _table = self.flights.lock();
+        let vacant = matches!(*self.flight.phase.borrow(), Phase::Vacant);
+        vacant.then(|| self.flights.seat(&self.flight))
+    }
+
+    pub(super) fn listener(&self) -> Listener {
+        self.listener.0.listen()
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.flights.metrics.waiter_left();
+        let mut table = self.flights.lock();
+        let last = self.flight.waiters.fetch_sub(1, Ordering::Relaxed) == 1;
+        if last && matches!(*self.flight.phase.borrow(), Phase::Vacant) {
+            self.flight.leave_table(&mut table);
+        }
+    }
+}
+
+/// Who still wants what a fetch brings: futures that wait for it, and bodies that read it.
+#[derive(Default)]
+pub(super) struct Audience {
+    listeners: AtomicUsize,
+    left: Notify,
+}
+
+impl Audience {
+    pub(super) fn listen(self: &Arc<Self>) -> Listener {
+        self.listeners.fetch_add(1, Ordering::Relaxed);
+        Listener(self.clone())
+    }
+
+    /// Ends when nobody has listened for `patience`.
+    pub(super) async fn abandoned_for(&self, patience: Duration) {
+        loop {
+            let left = self.left.notified();
+            if self.listeners.load(Ordering::Relaxed) > 0 {
+                left.await;
+                continue;
+            }
+            tokio::time::sleep(patience).await;
+            if self.listeners.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+        }
+    }
+}
+
+/// One of an [`Audience`].
+pub(super) struct Listener(Arc<Audience>);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if self.0.listeners.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.left.notify_one();
+        }
+    }
+}
+
+/// Counters that keys share by hash: a foreign key's count costs one needless lookup or one response not stored.
+struct Stripes(Box<[AtomicU64]>);
+
+impl Stripes {
+    const COUNT: usize = 1024;
+
+    fn new() -> Self {
+        Self((0..Self::COUNT).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn of(&self, key: &Key) -> Option<&AtomicU64> {
+        // The remainder fits whatever the width of `usize`.
+        self.0.get(usize::try_from(key.hash() % Self::COUNT as u64).unwrap_or(0))
+    }
+
+    fn read(&self, key: &Key) -> u64 {
+        self.of(key).map_or(0, |count| count.load(Ordering::Acquire))
+    }
+
+    fn bump(&self, key: &Key) {
+        if let Some(count) = self.of(key) {
+            count.fetch_add(1, Ordering::Release);
+        }
+    }
+}

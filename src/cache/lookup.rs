@@ -1,0 +1,136 @@
+//! From a URL to the stored response that answers a request, past what its responses vary by.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::HeaderMap;
+
+use super::entry::{Entry, Record};
+use super::flight::Flights;
+use super::key::Key;
+use super::status::Forward;
+use super::store::sealed::Backend;
+use super::store::{Step, Trouble};
+use super::vary::VarySpec;
+
+/// What a finished lookup found.
+pub(super) enum Found {
+    /// A fresh response.
+    Hit(Arc<Entry>),
+    /// Nothing that could be used.
+    Miss(Miss),
+    /// The request's own fields make the key too long.
+    NoKey,
+}
+
+/// A lookup in vain: where to fetch, and why.
+pub(super) struct Miss {
+    pub(super) key: Key,
+    /// [`Flights::stored`] of the key, before it was looked up.
+    pub(super) seen: u64,
+    pub(super) forward: Forward,
+    /// What the URL's responses are known to vary by.
+    pub(super) spec: Option<VarySpec>,
+}
+
+/// What a lookup reads.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    pub(super) store: &'a dyn Backend,
+    pub(super) flights: &'a Flights,
+    pub(super) primary: &'a Key,
+    pub(super) request: &'a HeaderMap,
+}
+
+/// A store's answer to one lookup.
+pub(super) type Reply = Result<Option<Record>, Trouble>;
+
+/// A lookup under way: one store operation, or two where the responses vary.
+pub(super) struct Search {
+    seen: u64,
+    variant: Option<(VarySpec, Key)>,
+}
+
+impl Search {
+    pub(super) fn new(sources: Sources<'_>) -> Self {
+        Self { seen: sources.flights.stored(sources.primary), variant: None }
+    }
+
+    /// Starts at the variant: it is known by what the responses vary.
+    ///
+    /// # Errors
+    /// The request's fields make the key too long.
+    pub(super) fn at_variant(sources: Sources<'_>, spec: VarySpec) -> Result<Self, Found> {
+        let mut search = Self::new(sources);
+        search.vary(sources, spec).map_or(Ok(search), Err)
+    }
+
+    /// Looks as far as the store answers at once.
+    ///
+    /// # Errors
+    /// It takes a round trip: wait for it with [`later`](Self::later).
+    pub(super) fn now(mut self, sources: Sources<'_>, now: SystemTime) -> Result<Found, (Self, Step<Reply>)> {
+        loop {
+            match sources.store.get(self.key(sources)) {
+                Step::Ready(Ok(record)) => {
+                    if let Some(found) = self.feed(sources, record, now) {
+                        return Ok(found);
+                    }
+                }
+                later => return Err((self, later)),
+            }
+        }
+    }
+
+    /// Waits for the store.
+    ///
+    /// # Errors
+    /// It has failed: there is nothing but a plain miss.
+    pub(super) async fn later(mut self, sources: Sources<'_>, mut step: Step<Reply>) -> Result<Found, (Trouble, Miss)> {
+        loop {
+            match step.wait().await {
+                Ok(record) => {
+                    if let Some(found) = self.feed(sources, record, SystemTime::now()) {
+                        return Ok(found);
+                    }
+                }
+                Err(trouble) => return Err((trouble, self.miss(sources, Forward::UriMiss))),
+            }
+            step = sources.store.get(self.key(sources));
+        }
+    }
+
+    /// `None`: look under the new key.
+    fn feed(&mut self, sources: Sources<'_>, record: Option<Record>, now: SystemTime) -> Option<Found> {
+        let at_variant = self.variant.is_some();
+        let missing = if at_variant { Forward::VaryMiss } else { Forward::UriMiss };
+        let Some(record) = record else { return Some(Found::Miss(self.miss(sources, missing))) };
+        if !record.is_fresh(now) {
+            sources.store.discard(self.key(sources), &record);
+            return Some(Found::Miss(self.miss(sources, Forward::Stale)));
+        }
+        match record {
+            Record::Response(entry) => Some(Found::Hit(entry)),
+            // Under a variant's key stands only a response.
+            Record::Vary(..) if at_variant => Some(Found::Miss(self.miss(sources, missing))),
+            Record::Vary(spec, _) => self.vary(sources, spec),
+        }
+    }
+
+    fn vary(&mut self, sources: Sources<'_>, spec: VarySpec) -> Option<Found> {
+        let Some(key) = spec.key(sources.primary, sources.request) else { return Some(Found::NoKey) };
+        self.seen = sources.flights.stored(&key);
+        self.variant = Some((spec, key));
+        None
+    }
+
+    /// Nothing found so far.
+    pub(super) fn miss(&self, sources: Sources<'_>, forward: Forward) -> Miss {
+        let spec = self.variant.as_ref().map(|(spec, _)| spec.clone());
+        Miss { key: self.key(sources).clone(), seen: self.seen, forward, spec }
+    }
+
+    fn key<'a>(&'a self, sources: Sources<'a>) -> &'a Key {
+        self.variant.as_ref().map_or(sources.primary, |(_, key)| key)
+    }
+}

@@ -1,0 +1,106 @@
+//! Responses in a Redis that several processes share.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
+
+use ::redis::{Cmd, Value};
+use bytes::Bytes;
+use http::Extensions;
+
+use super::codec;
+use super::entry::Record;
+use super::key::Key;
+use super::store::sealed::Backend;
+use super::store::{Step, Trouble};
+use crate::redis::{Kind, Redis, StoreError};
+
+/// Larger bodies would hold up everything else on the connection.
+const MAX_OBJECT_BYTES: usize = 1 << 20;
+
+/// A store in Redis, shared by every process that uses the same server and prefix.
+///
+/// A lookup is one `GET` (two where the URL's responses vary), a store one `SET … PX` (two likewise): the response
+/// expires in Redis when it is no longer fresh. Bodies of up to 1 MiB. Whatever goes wrong is a miss.
+#[derive(Clone, Debug)]
+pub struct RedisStore {
+    redis: Redis,
+}
+
+impl RedisStore {
+    /// A store on this handle, under its prefix.
+    #[must_use]
+    pub fn new(redis: Redis) -> Self {
+        Self { redis }
+    }
+
+    fn name(&self, key: &Key) -> Vec<u8> {
+        self.redis.key("cache", key.as_bytes())
+    }
+
+    fn send(&self, command: Cmd) -> impl Future<Output = Result<Value, Trouble>> + Send + 'static {
+        let redis = self.redis.clone();
+        async move { redis.query(&command).await.map_err(|error| trouble(&error)) }
+    }
+}
+
+fn trouble(error: &StoreError) -> Trouble {
+    Trouble { timed_out: error.kind() == Kind::Timeout }
+}
+
+fn boxed<T>(future: impl Future<Output = T> + Send + 'static) -> Step<T> {
+    let future: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(future);
+    Step::Pending(future)
+}
+
+/// How long Redis should keep a record. `None`: it has expired already.
+fn expiry(record: &Record, now: SystemTime) -> Option<Duration> {
+    let until = match record {
+        Record::Response(entry) => entry.head.fresh_until,
+        Record::Vary(_, until) => *until,
+    };
+    until.duration_since(now).ok().filter(|left| !left.is_zero())
+}
+
+impl Backend for RedisStore {
+    fn get(&self, key: &Key) -> Step<Result<Option<Record>, Trouble>> {
+        let mut command = Cmd::new();
+        command.arg("GET").arg(self.name(key));
+        let (reply, key) = (self.send(command), key.clone());
+        boxed(async move {
+            Ok(match reply.await? {
+                Value::BulkString(bytes) => codec::decode(&key, Bytes::from(bytes)),
+                _ => None,
+            })
+        })
+    }
+
+    fn put(&self, key: &Key, record: Record) -> Step<Result<(), Trouble>> {
+        let Some(left) = expiry(&record, SystemTime::now()) else { return Step::Ready(Ok(())) };
+        let Some(bytes) = codec::encode(key, &record) else { return Step::Ready(Ok(())) };
+        let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 42);
+        let mut command = Cmd::new();
+        command.arg("SET").arg(self.name(key)).arg(bytes).arg("PX").arg(left);
+        let reply = self.send(command);
+        boxed(async move { reply.await.map(|_| ()) })
+    }
+
+    fn remove(&self, key: &Key) -> Step<Result<(), Trouble>> {
+        let mut command = Cmd::new();
+        command.arg("DEL").arg(self.name(key));
+        let reply = self.send(command);
+        boxed(async move { reply.await.map(|_| ()) })
+    }
+
+    fn max_object_bytes(&self) -> usize {
+        MAX_OBJECT_BYTES
+    }
+
+    fn is_spent(&self, extensions: &Extensions) -> bool {
+        self.redis.is_spent(extensions)
+    }
+
+    fn mark_spent(&self, extensions: &mut Extensions) {
+        self.redis.mark_spent(extensions);
+    }
+}

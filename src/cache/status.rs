@@ -1,0 +1,67 @@
+//! `Cache-Status` (RFC 9211): what this cache did with a request.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The field itself.
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Why a request went on to the inner service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Forward {
+    /// The cache was not asked.
+    Bypass,
+    /// The method is none that it answers.
+    Method,
+    /// Nothing is stored for the URL.
+    UriMiss,
+    /// Only responses to other request fields are stored.
+    VaryMiss,
+    /// What is stored has expired.
+    Stale,
+    /// What is stored may not be given to a request with credentials.
+    Request,
+}
+
+impl Forward {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Bypass => "bypass",
+            Self::Method => "method",
+            Self::UriMiss => "uri-miss",
+            Self::VaryMiss => "vary-miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
+        }
+    }
+}
+
+/// What became of a forwarded request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    Plain,
+    /// The response is being stored.
+    Stored,
+    /// The response of another request's forward was used.
+    Collapsed,
+}
+
+pub(super) fn hit(headers: &mut HeaderMap, ttl: u64) {
+    append(headers, format!("tower-scale; hit; ttl={ttl}"));
+}
+
+pub(super) fn forwarded(headers: &mut HeaderMap, forward: Forward, mark: Mark) {
+    let mark = match mark {
+        Mark::Plain => "",
+        Mark::Stored => "; stored",
+        Mark::Collapsed => "; collapsed",
+    };
+    append(headers, format!("tower-scale; fwd={}{mark}", forward.as_str()));
+}
+
+/// Our member comes last: caches nearer to the origin have added theirs before.
+fn append(headers: &mut HeaderMap, member: String) {
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(member)) {
+        headers.append(CACHE_STATUS, value);
+    }
+}
