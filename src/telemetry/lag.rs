@@ -55,13 +55,14 @@ pub(super) struct Step {
 
 /// Turns readings into lag samples.
 ///
-/// Its own time stands still while the OS did not run the sampler: a frozen or throttled process is not a stalled loop.
+/// A reading that comes late, because the OS did not run the sampler, is no evidence against the loop, which may not
+/// have been run either (a frozen or throttled process). The probe's wait excludes such time. A worker's turn includes
+/// it only if a reading in time saw the turn before or sees it after.
 #[derive(Debug, Default)]
 pub(super) struct LagMeter {
     workers: Vec<Track>,
-    frozen: Duration,
     previous: Duration,
-    /// How much of the outstanding probe's wait fell into such a freeze.
+    /// How much of the outstanding probe's wait the sampler was late.
     excused: Duration,
     /// Ticks before this time have been recorded.
     covered: Duration,
@@ -81,8 +82,10 @@ struct Track {
 struct Turn {
     /// The last reading before it.
     after: Duration,
-    /// The first reading inside it.
+    /// The first reading inside it that counts.
     seen: Duration,
+    /// Whether that was a late one, because the first was alone before it.
+    excused: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -96,25 +99,23 @@ struct Stall {
 impl LagMeter {
     /// Takes a reading; every lag sample that it completes goes to `record`.
     pub(super) fn step(&mut self, reading: Reading<'_>, record: &mut dyn FnMut(Duration)) -> Step {
-        let late = reading.now.saturating_sub(reading.due);
-        let late = if late >= PERIOD { late } else { Duration::ZERO };
-        self.frozen += late;
-        let now = reading.now.saturating_sub(self.frozen);
+        let now = reading.now;
+        let late = Some(now.saturating_sub(reading.due)).filter(|late| *late >= PERIOD);
 
-        let quiet = self.observe_workers(reading.workers, now);
+        let quiet = self.observe_workers(reading.workers, now, late.is_some());
         let stalled_since = self.stalled_since(now);
-        let waiting = self.observe_probe(reading, late, now, stalled_since, record);
-        self.record_stalls(reading.now, stalled_since, record);
+        let waiting = self.observe_probe(reading, late.is_some(), stalled_since, record);
+        self.record_stalls(now, stalled_since, record);
 
         let stalled = stalled_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
         let lag = stalled.max(waiting);
-        self.max.record(reading.now, lag);
+        self.max.record(now, lag);
         self.previous = now;
-        Step { lag, lag_max: self.max.get(reading.now), quiet }
+        Step { lag, lag_max: self.max.get(now), quiet }
     }
 
     /// Ends the turns whose worker has moved on and begins new ones. Returns whether the runtime is quiet.
-    fn observe_workers(&mut self, workers: &[Worker], now: Duration) -> bool {
+    fn observe_workers(&mut self, workers: &[Worker], now: Duration, late: bool) -> bool {
         self.workers.resize_with(workers.len(), Track::default);
         let (mut all_parked, mut parks) = (true, 0);
         for (track, worker) in self.workers.iter_mut().zip(workers) {
@@ -122,6 +123,11 @@ impl LagMeter {
             all_parked &= !running;
             parks += worker.parks.saturating_sub(track.last.parks);
             if *worker == track.last && track.turn.is_some() == running {
+                if let Some(turn) =
+                    track.turn.as_mut().filter(|turn| late && turn.seen == self.previous && !turn.excused)
+                {
+                    (turn.seen, turn.excused) = (now, true);
+                }
                 continue;
             }
             if let Some(turn) = track.turn.take().filter(|turn| turn.seen < self.previous) {
@@ -129,7 +135,7 @@ impl LagMeter {
                 self.ended.push(turn.ended(busy, self.previous, now));
             }
             track.last = *worker;
-            track.turn = running.then_some(Turn { after: self.previous, seen: now });
+            track.turn = running.then_some(Turn { after: self.previous, seen: now, excused: false });
         }
         all_parked && parks <= QUIET_PARKS
     }
@@ -144,8 +150,7 @@ impl LagMeter {
     fn observe_probe(
         &mut self,
         reading: Reading<'_>,
-        late: Duration,
-        now: Duration,
+        late: bool,
         stalled_since: Option<Duration>,
         record: &mut dyn FnMut(Duration),
     ) -> Duration {
@@ -154,7 +159,7 @@ impl LagMeter {
             Probe::Outstanding { sent } => (sent, reading.now),
             Probe::Answered { sent, at } => (sent, at.min(reading.now)),
         };
-        if !late.is_zero() {
+        if late {
             self.excused += end.saturating_sub(sent.max(reading.due));
         }
         let wait = end.saturating_sub(sent).saturating_sub(self.excused);
@@ -163,7 +168,6 @@ impl LagMeter {
         }
         self.excused = Duration::ZERO;
         self.last_probe = wait;
-        let end = now.saturating_sub(reading.now.saturating_sub(end).saturating_sub(late));
         let start = end.saturating_sub(wait);
         if wait >= PERIOD {
             self.ended.push(Stall { start, end });

@@ -191,7 +191,7 @@ mod seat {
         }
     }
 
-    fn find_stuck(now: Instant) -> Vec<(Route, Duration)> {
+    pub(super) fn find_stuck(now: Instant) -> Vec<(Route, Duration)> {
         let mut found = Vec::new();
         SEATS.lock().unwrap_or_else(PoisonError::into_inner).retain(|seat| {
             let seat = seat.upgrade();
@@ -216,5 +216,72 @@ mod seat {
         }
         taken.named = true;
         Some((taken.route.clone(), age))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[allow(clippy::disallowed_methods, reason = "a long poll is what is tested")]
+    fn hold(polls: &LongPolls, route: &'static str) {
+        polls.time(&Route::Named(route), || std::thread::sleep(Duration::from_millis(3)));
+    }
+
+    fn seen(polls: &LongPolls) -> Vec<String> {
+        polls.routes.lock().unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_thread_that_left_the_event_loop_is_exempt() {
+        let polls = LongPolls::over(Duration::from_millis(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                crate::scope::leave_event_loop();
+                hold(&polls, "off");
+            });
+            scope.spawn(|| hold(&polls, "on"));
+        });
+        assert_eq!(seen(&polls), ["on"]);
+    }
+
+    #[test]
+    fn a_request_that_moved_is_timed_there_through_its_scope() {
+        let polls = std::sync::Arc::new(LongPolls::over(Duration::from_millis(2)));
+        let mut extensions = http::Extensions::new();
+        extensions.insert(crate::scope::NamedRoute("moved"));
+        extensions.insert(crate::scope::Watcher(polls.clone()));
+        let scope = crate::scope::Scope::capture(&extensions);
+        // On its own thread, inside the layer's own timing, it is not counted again.
+        polls.time(&Route::Named("outer"), || scope.enter(|| hold(&polls, "inner")));
+        #[allow(clippy::disallowed_methods, reason = "a long poll is what is tested")]
+        std::thread::spawn(move || scope.enter(|| std::thread::sleep(Duration::from_millis(3)))).join().unwrap();
+        let mut seen = seen(&polls);
+        seen.sort();
+        assert_eq!(seen, ["moved", "outer"]);
+    }
+
+    #[test]
+    fn log_lines_are_rationed() {
+        let gate = LogGate::default();
+        assert_eq!(gate.pass(), Some(0));
+        assert_eq!((gate.pass(), gate.pass()), (None, None));
+        *gate.next.lock().unwrap() = Some(Instant::now());
+        assert_eq!(gate.pass(), Some(2));
+    }
+
+    #[cfg(feature = "tracing")]
+    #[test]
+    fn a_stuck_request_is_named_once_while_it_is_stuck() {
+        let polls = LongPolls::default();
+        polls.time(&Route::Named("stuck here"), || {
+            let names = |later: u64| {
+                let found = seat::find_stuck(Instant::now() + Duration::from_millis(later));
+                found.iter().filter(|(route, _)| route.as_str() == Some("stuck here")).count()
+            };
+            assert_eq!(names(900), 0);
+            assert_eq!(names(1000), 1);
+            assert_eq!(names(2000), 0);
+        });
     }
 }
