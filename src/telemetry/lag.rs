@@ -41,6 +41,8 @@ pub(super) struct Reading<'a> {
     pub(super) now: Duration,
     pub(super) probe: Probe,
     pub(super) workers: &'a [Worker],
+    /// Polls of requests, timed where they ran, that held a worker and ended since the last reading.
+    pub(super) held: &'a [Stall],
 }
 
 /// What is known after a reading.
@@ -57,13 +59,16 @@ pub(super) struct Step {
 ///
 /// A reading that comes late, because the OS did not run the sampler, is no evidence against the loop, which may not
 /// have been run either (a frozen or throttled process). The probe's wait excludes such time. A worker's turn includes
-/// it only if a reading in time saw the turn before or sees it after.
+/// it only if a reading in time saw the turn before or sees it after. A stall that fell between such readings is known
+/// all the same if a request caused it, since its polls are timed where they run.
 #[derive(Debug, Default)]
 pub(super) struct LagMeter {
     workers: Vec<Track>,
     previous: Duration,
     /// How much of the outstanding probe's wait the sampler was late.
     excused: Duration,
+    /// The last reading in time that found no worker stalled.
+    clear: Duration,
     /// Ticks before this time have been recorded.
     covered: Duration,
     last_probe: Duration,
@@ -89,9 +94,9 @@ struct Turn {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Stall {
-    start: Duration,
-    end: Duration,
+pub(super) struct Stall {
+    pub(super) start: Duration,
+    pub(super) end: Duration,
 }
 
 // === impl LagMeter ===
@@ -105,6 +110,12 @@ impl LagMeter {
         let quiet = self.observe_workers(reading.workers, now, late.is_some());
         let stalled_since = self.stalled_since(now);
         let waiting = self.observe_probe(reading, late.is_some(), stalled_since, record);
+        // A poll in `block_in_place` lets the worker go on: a reading inside it, after the first sight, was clear.
+        let clear = self.clear;
+        self.ended.extend(reading.held.iter().filter(|poll| clear < poll.start + 3 * PERIOD));
+        if late.is_none() && stalled_since.is_none() {
+            self.clear = now;
+        }
         self.record_stalls(now, stalled_since, record);
 
         let stalled = stalled_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));

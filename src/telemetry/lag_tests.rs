@@ -14,6 +14,7 @@ struct Simulation {
     /// The process was not run in these intervals; the simulated sampler wakes late.
     freezes: Vec<(u64, u64)>,
     sent: Option<u64>,
+    held: Vec<(u64, u64)>,
     samples: Vec<Duration>,
 }
 
@@ -53,7 +54,12 @@ impl Simulation {
             Some(sent) => Probe::Outstanding { sent: ms(sent) },
         };
         let samples = &mut self.samples;
-        let reading = Reading { due: ms(due), now: ms(now), probe, workers: &workers };
+        let held: Vec<Stall> = self
+            .held
+            .extract_if(.., |(_, end)| *end < now)
+            .map(|(start, end)| Stall { start: ms(start), end: ms(end) })
+            .collect();
+        let reading = Reading { due: ms(due), now: ms(now), probe, workers: &workers, held: &held };
         let step = self.meter.step(reading, &mut |lag| samples.push(lag));
         self.sent.get_or_insert(now);
         step
@@ -77,7 +83,8 @@ impl Simulation {
 
 #[test]
 fn a_stall_counts_as_its_ticks_once() {
-    let cases: [(&[&[(u64, u64)]], &[u64]); 5] = [
+    type Worker = &'static [(u64, u64)];
+    let cases: [(&[Worker], &[u64]); 5] = [
         // One loop: the probe sees the stall as well as the turn does.
         (&[&[(105, 155)]], &[50, 40, 30, 20, 10]),
         // One of two: the probe is answered by the other worker.
@@ -162,6 +169,40 @@ fn a_late_sampler_does_not_shorten_a_stall() {
 }
 
 #[test]
+fn a_timed_poll_counts_unless_a_reading_found_the_loop_clear() {
+    let cases = [
+        // The sampler slept through it.
+        (&[100, 300][..], true),
+        (&[100, 110, 300], true),
+        // It took part in its turn, or let the loop go on (`block_in_place`).
+        (&[100, 110, 120, 130, 140, 150, 160, 170, 180, 190, 200, 210, 220, 230, 240, 250, 300], false),
+        (&[100, 110, 120, 130, 140, 150, 200, 250, 260], false),
+    ];
+    for (readings, counts) in cases {
+        let (mut meter, mut samples, mut due) = (LagMeter::default(), 0, 100);
+        let mut lag_max = Duration::ZERO;
+        for at in readings {
+            let worker = [Worker { parks: 1, busy: Duration::ZERO }];
+            let poll = [Stall { start: ms(105), end: ms(255) }];
+            let held = if *at > 255 { &poll[..] } else { &[] };
+            let reading = Reading { due: ms(due), now: ms(*at), probe: Probe::None, workers: &worker, held };
+            lag_max = meter.step(reading, &mut |_| samples += 1).lag_max;
+            due = at + 10;
+        }
+        let expected = if counts { (15, ms(150)) } else { (0, Duration::ZERO) };
+        assert_eq!((samples, lag_max), expected, "{readings:?}");
+    }
+}
+
+#[test]
+fn a_timed_poll_and_its_turn_are_one_stall() {
+    let mut simulation = Simulation::of(&[&[(105, 155)], &[]]);
+    simulation.held = vec![(106, 154)];
+    simulation.run(400);
+    assert_eq!(simulation.long(), [48, 38, 28, 18, 8], "as exactly as it was timed");
+}
+
+#[test]
 fn the_workers_own_clock_makes_the_length_exact() {
     let turn = Turn { after: ms(100), seen: ms(110), excused: false };
     for (busy, length) in [(45, 45), (30, 40), (90, 60)] {
@@ -178,7 +219,7 @@ fn quiet_is_when_only_the_probe_wakes_workers() {
     let mut quiet = |parks: [u64; 2]| {
         at += 10;
         let workers = parks.map(|parks| Worker { parks, busy: Duration::ZERO });
-        let reading = Reading { due: ms(at), now: ms(at), probe: Probe::None, workers: &workers };
+        let reading = Reading { due: ms(at), now: ms(at), probe: Probe::None, workers: &workers, held: &[] };
         meter.step(reading, &mut |_| {}).quiet
     };
     assert!(quiet([1, 1]));

@@ -17,7 +17,6 @@ pub(super) type Namer = Arc<dyn Fn(&Method, &Uri) -> &'static str + Send + Sync>
 /// runtime again.
 #[derive(Clone)]
 pub struct TelemetryLayer {
-    readings: Arc<Readings>,
     polls: Arc<LongPolls>,
     namer: Option<Namer>,
 }
@@ -28,13 +27,13 @@ impl TelemetryLayer {
     pub fn new() -> Self {
         let readings = Arc::<Readings>::default();
         readings.sample_here();
-        Self { readings, polls: Arc::default(), namer: None }
+        Self { polls: Arc::new(LongPolls::new(readings)), namer: None }
     }
 
     /// Counts and logs polls that take at least `threshold`, 20 ms by default.
     #[must_use]
     pub fn long_poll(self, threshold: Duration) -> Self {
-        Self { polls: Arc::new(LongPolls::over(threshold)), ..self }
+        Self { polls: Arc::new(self.polls.over(threshold)), ..self }
     }
 
     /// Names requests for which no router leaves a pattern, as with plain hyper. Behind an axum router the route's
@@ -49,7 +48,7 @@ impl TelemetryLayer {
     /// The current readings, for code that acts on them.
     #[must_use]
     pub fn vitals(&self) -> Vitals {
-        Vitals { readings: self.readings.clone() }
+        Vitals { readings: self.polls.readings().clone() }
     }
 }
 
@@ -63,7 +62,7 @@ impl<S> Layer<S> for TelemetryLayer {
     type Service = Telemetry<S>;
 
     fn layer(&self, inner: S) -> Telemetry<S> {
-        Telemetry::new(inner, self.readings.clone(), self.polls.clone(), self.namer.clone())
+        Telemetry::new(inner, self.polls.clone(), self.namer.clone())
     }
 }
 

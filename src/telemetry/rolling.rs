@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-const SECONDS: u64 = 60;
+const SECONDS: u8 = 60;
+
+type Buckets = [Duration; SECONDS as usize];
 
 /// The largest value of the last 60 s: one bucket per second, so a value is forgotten after 59 to 60 s.
 #[derive(Debug)]
 pub(super) struct RollingMax {
-    buckets: [Duration; SECONDS as usize],
+    buckets: Buckets,
     second: u64,
 }
 
@@ -31,7 +33,7 @@ impl RollingMax {
     }
 
     fn advance(&mut self, second: u64) {
-        let passed = second.saturating_sub(self.second).min(SECONDS);
+        let passed = second.saturating_sub(self.second).min(u64::from(SECONDS));
         self.second = self.second.max(second);
         for back in 0..passed {
             if let Some(bucket) = self.bucket(self.second - back) {
@@ -41,7 +43,7 @@ impl RollingMax {
     }
 
     fn bucket(&mut self, second: u64) -> Option<&mut Duration> {
-        self.buckets.get_mut(usize::try_from(second % SECONDS).ok()?)
+        self.buckets.get_mut(usize::try_from(second % u64::from(SECONDS)).ok()?)
     }
 }
 
@@ -70,7 +72,7 @@ mod tests {
                 now += Duration::from_millis(pause);
                 max.record(now, Duration::from_millis(value));
                 seen.push((now.as_secs(), value));
-                let expected = seen.iter().filter(|(at, _)| at + SECONDS > now.as_secs()).map(|(_, v)| *v).max();
+                let expected = seen.iter().filter(|(at, _)| at + u64::from(SECONDS) > now.as_secs()).map(|(_, v)| *v).max();
                 prop_assert_eq!(max.get(now), Duration::from_millis(expected.unwrap()));
             }
         }

@@ -6,11 +6,17 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, RuntimeMetrics};
 
-use super::lag::{LagMeter, PERIOD, Probe, Reading, Worker};
+use super::lag::{LagMeter, PERIOD, Probe, Reading, Stall, Worker};
 use super::{Memory, metrics};
 
 /// Time between two readings of a quiet runtime: half the wake-ups; a stall that begins in between is seen all the same.
 const QUIET_PERIOD: Duration = Duration::from_millis(20);
+
+/// A poll that is shorter than this is left to the probe.
+const HELD: Duration = Duration::from_millis(20);
+
+/// Polls remembered between two readings; more than there are workers, unless readings are very late.
+const MAX_HELD: usize = 256;
 
 const COLLECT_PERIOD: Duration = Duration::from_secs(1);
 
@@ -21,6 +27,7 @@ pub(super) struct Readings {
     lag: AtomicU64,
     lag_max: AtomicU64,
     memory: Mutex<Memory>,
+    held: Mutex<Vec<(Instant, Instant)>>,
 }
 
 impl Default for Readings {
@@ -30,6 +37,7 @@ impl Default for Readings {
             lag: AtomicU64::new(0),
             lag_max: AtomicU64::new(0),
             memory: Mutex::new(Memory::now()),
+            held: Mutex::default(),
         }
     }
 }
@@ -63,6 +71,16 @@ impl Readings {
 
     pub(super) fn memory(&self) -> Memory {
         *self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the sampler of a poll that ran from `start` to `end`. Short ones do not matter to it.
+    pub(super) fn held(&self, start: Instant, end: Instant) {
+        if end - start >= HELD {
+            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            if held.len() < MAX_HELD {
+                held.push((start, end));
+            }
+        }
     }
 
     fn set_lag(&self, lag: Duration, max: Duration) {
@@ -143,22 +161,25 @@ impl Sampler {
     fn run(mut self, readings: &Weak<Readings>) {
         let mut due = Instant::now();
         while let Some(readings) = readings.upgrade() {
-            let Ok(pause) = self.sample(due, &readings) else {
+            let Ok(next) = self.sample(due, &readings) else {
                 return readings.release();
             };
             drop(readings);
-            due = Instant::now() + pause;
+            due = next;
             #[allow(clippy::disallowed_methods, reason = "a thread of our own, whose work is to wait")]
-            std::thread::sleep(pause);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
     }
 
-    /// Takes one reading and returns the pause before the next.
-    fn sample(&mut self, due: Instant, readings: &Readings) -> Result<Duration, Gone> {
+    /// Takes one reading and returns when the next is due: counted from this one, so that a thread that is preempted
+    /// between two readings knows that it is late.
+    fn sample(&mut self, due: Instant, readings: &Readings) -> Result<Instant, Gone> {
         self.read_workers();
         let probe = self.read_probe()?;
         let now = Instant::now();
-        let reading = Reading { due: self.since_epoch(due), now: self.since_epoch(now), probe, workers: &self.workers };
+        let held = self.read_held(readings);
+        let (due, at) = (self.since_epoch(due), self.since_epoch(now));
+        let reading = Reading { due, now: at, probe, workers: &self.workers, held: &held };
         let step = self.meter.step(reading, &mut metrics::lag);
         readings.set_lag(step.lag, step.lag_max);
         metrics::lag_max(step.lag_max);
@@ -170,7 +191,7 @@ impl Sampler {
         if self.sent.is_none() {
             self.send_probe();
         }
-        Ok(if step.quiet { QUIET_PERIOD } else { PERIOD })
+        Ok(now + if step.quiet { QUIET_PERIOD } else { PERIOD })
     }
 
     fn since_epoch(&self, instant: Instant) -> Duration {
@@ -198,6 +219,12 @@ impl Sampler {
                 Ok(Probe::Answered { sent, at })
             }
         }
+    }
+
+    fn read_held(&self, readings: &Readings) -> Vec<Stall> {
+        let held = std::mem::take(&mut *readings.held.lock().unwrap_or_else(PoisonError::into_inner));
+        let stall = |(start, end)| Stall { start: self.since_epoch(start), end: self.since_epoch(end) };
+        held.into_iter().map(stall).collect()
     }
 
     fn send_probe(&mut self) {

@@ -8,7 +8,6 @@ use http_body::Body;
 use tower_service::Service;
 
 use super::layer::Namer;
-use super::sampler::Readings;
 use super::watch::LongPolls;
 use super::{ResponseBody, ResponseFuture};
 use crate::scope::{NamedRoute, Route, Watcher};
@@ -17,7 +16,6 @@ use crate::scope::{NamedRoute, Route, Watcher};
 #[derive(Clone)]
 pub struct Telemetry<S> {
     inner: S,
-    readings: Arc<Readings>,
     polls: Arc<LongPolls>,
     namer: Option<Namer>,
 }
@@ -35,8 +33,8 @@ impl Stopwatch {
 }
 
 impl<S> Telemetry<S> {
-    pub(super) fn new(inner: S, readings: Arc<Readings>, polls: Arc<LongPolls>, namer: Option<Namer>) -> Self {
-        Self { inner, readings, polls, namer }
+    pub(super) fn new(inner: S, polls: Arc<LongPolls>, namer: Option<Namer>) -> Self {
+        Self { inner, polls, namer }
     }
 
     fn attach<B>(&self, request: &mut Request<B>) -> Stopwatch {
@@ -64,7 +62,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        self.readings.sample_here();
+        self.polls.readings().sample_here();
         let stopwatch = self.attach(&mut request);
         let future = stopwatch.time(|| self.inner.call(request));
         ResponseFuture::new(future, stopwatch)

@@ -3,10 +3,11 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::metrics;
+use super::sampler::Readings;
 use crate::scope::{Route, Watch, on_event_loop};
 
 /// Polls shorter than this go unnoticed, unless configured otherwise.
@@ -26,14 +27,23 @@ thread_local! {
 /// Times the polls of one layer's requests.
 #[derive(Debug)]
 pub(super) struct LongPolls {
+    readings: Arc<Readings>,
     threshold: Duration,
     routes: Mutex<HashSet<Box<str>>>,
     log: LogGate,
 }
 
 impl LongPolls {
-    pub(super) fn over(threshold: Duration) -> Self {
-        Self { threshold, routes: Mutex::default(), log: LogGate::default() }
+    pub(super) fn new(readings: Arc<Readings>) -> Self {
+        Self { readings, threshold: THRESHOLD, routes: Mutex::default(), log: LogGate::default() }
+    }
+
+    pub(super) fn over(&self, threshold: Duration) -> Self {
+        Self { threshold, ..Self::new(self.readings.clone()) }
+    }
+
+    pub(super) fn readings(&self) -> &Arc<Readings> {
+        &self.readings
     }
 
     /// Runs one poll. If it panics, it is counted all the same and the panic passes through.
@@ -72,12 +82,6 @@ impl LongPolls {
     }
 }
 
-impl Default for LongPolls {
-    fn default() -> Self {
-        Self::over(THRESHOLD)
-    }
-}
-
 impl Watch for LongPolls {
     fn observe(&self, route: &Route, poll: &mut dyn FnMut()) {
         self.time(route, poll);
@@ -103,10 +107,12 @@ impl<'a> Timed<'a> {
 
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
-        let took = self.since.elapsed();
+        let end = Instant::now();
         TIMED.set(false);
         #[cfg(feature = "tracing")]
         seat::leave();
+        self.polls.readings.held(self.since, end);
+        let took = end - self.since;
         if took >= self.polls.threshold {
             self.polls.blame(self.route.as_str().unwrap_or("unknown"), took);
         }
@@ -234,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_left_the_event_loop_is_exempt() {
-        let polls = LongPolls::over(Duration::from_millis(2));
+        let polls = LongPolls::new(Arc::default()).over(Duration::from_millis(2));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 crate::scope::leave_event_loop();
@@ -247,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_request_that_moved_is_timed_there_through_its_scope() {
-        let polls = std::sync::Arc::new(LongPolls::over(Duration::from_millis(2)));
+        let polls = Arc::new(LongPolls::new(Arc::default()).over(Duration::from_millis(2)));
         let mut extensions = http::Extensions::new();
         extensions.insert(crate::scope::NamedRoute("moved"));
         extensions.insert(crate::scope::Watcher(polls.clone()));
@@ -273,7 +279,7 @@ mod tests {
     #[cfg(feature = "tracing")]
     #[test]
     fn a_stuck_request_is_named_once_while_it_is_stuck() {
-        let polls = LongPolls::default();
+        let polls = LongPolls::new(Arc::default());
         polls.time(&Route::Named("stuck here"), || {
             let names = |later: u64| {
                 let found = seat::find_stuck(Instant::now() + Duration::from_millis(later));
