@@ -105,15 +105,15 @@ impl LagMeter {
     /// Takes a reading; every lag sample that it completes goes to `record`.
     pub(super) fn step(&mut self, reading: Reading<'_>, record: &mut dyn FnMut(Duration)) -> Step {
         let now = reading.now;
-        let late = Some(now.saturating_sub(reading.due)).filter(|late| *late >= PERIOD);
+        let late = now.saturating_sub(reading.due) >= PERIOD;
 
-        let quiet = self.observe_workers(reading.workers, now, late.is_some());
+        let quiet = self.observe_workers(reading.workers, now, late);
         let stalled_since = self.stalled_since(now);
-        let waiting = self.observe_probe(reading, late.is_some(), stalled_since, record);
+        let waiting = self.observe_probe(reading, late, stalled_since, record);
         // A poll in `block_in_place` lets the worker go on: a reading inside it, after the first sight, was clear.
         let clear = self.clear;
         self.ended.extend(reading.held.iter().filter(|poll| clear < poll.start + 3 * PERIOD));
-        if late.is_none() && stalled_since.is_none() {
+        if !late && stalled_since.is_none() {
             self.clear = now;
         }
         self.record_stalls(now, stalled_since, record);
@@ -134,8 +134,10 @@ impl LagMeter {
             all_parked &= !running;
             parks += worker.parks.saturating_sub(track.last.parks);
             if *worker == track.last && track.turn.is_some() == running {
-                if let Some(turn) =
-                    track.turn.as_mut().filter(|turn| late && turn.seen == self.previous && !turn.excused)
+                if let Some(turn) = track.turn.as_mut()
+                    && late
+                    && turn.seen == self.previous
+                    && !turn.excused
                 {
                     (turn.seen, turn.excused) = (now, true);
                 }

@@ -113,6 +113,40 @@ fn overlapping_stalls_share_their_ticks() {
 }
 
 #[test]
+fn a_stall_inside_a_longer_one_leaves_the_ticks_to_it() {
+    let mut simulation = Simulation::of(&[&[(105, 505)], &[(205, 255)], &[]]);
+    simulation.run(700);
+    assert_eq!(simulation.long(), (1..=40).rev().map(|tick| tick * 10).collect::<Vec<_>>());
+}
+
+#[test]
+fn there_is_one_sample_per_tick_stalled_or_not() {
+    for stalls in [&[&[][..], &[]][..], &[&[(105, 305)], &[]], &[&[(105, 305)], &[(105, 305)]]] {
+        let mut simulation = Simulation::of(stalls);
+        simulation.run(1000);
+        assert!((98..=101).contains(&simulation.samples.len()), "{}: {stalls:?}", simulation.samples.len());
+    }
+}
+
+#[test]
+fn a_probe_is_not_blamed_for_a_late_sampler() {
+    let mut meter = LagMeter::default();
+    let worker = [Worker { parks: 1, busy: Duration::ZERO }];
+    let mut waits = Vec::new();
+    for (due, now, probe) in [
+        (200, 200, Probe::Outstanding { sent: ms(190) }),
+        (210, 1200, Probe::Outstanding { sent: ms(190) }),
+        (1210, 1210, Probe::Answered { sent: ms(190), at: ms(1203) }),
+        (1220, 2220, Probe::Answered { sent: ms(1212), at: ms(2219) }),
+    ] {
+        let reading = Reading { due: ms(due), now: ms(now), probe, workers: &worker, held: &[] };
+        meter.step(reading, &mut |lag| waits.push(lag));
+    }
+    // 20 ms before the first late reading and 3 ms after it; 8 ms before the second.
+    assert_eq!(waits, [ms(23), ms(13), ms(3), ms(8)]);
+}
+
+#[test]
 fn a_stall_shows_while_it_lasts() {
     for stalls in [&[&[(105_u64, 1105_u64)][..]][..], &[&[(105, 1105)], &[]]] {
         let mut simulation = Simulation::of(stalls);

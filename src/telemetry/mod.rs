@@ -3,7 +3,9 @@
 //! 1. **Lag is measured from outside the loop**, by one OS thread per layer, which reads the runtime every 10 ms (20 ms
 //!    while it is quiet) in two ways. A *probe*, a task that only says when it ran, shows how long the queues are. The
 //!    workers' own *counters* show a worker that has been in one turn since the last reading, which the probe cannot
-//!    see while another worker is free. Stalls of 30 ms and more are always found, on every runtime flavour.
+//!    see while another worker is free. A third source does not depend on that thread being run in time: polls of
+//!    requests are timed where they run. So stalls of 20 ms and more that a request causes are found, others of 30 ms
+//!    and more, on every runtime flavour.
 //! 2. **A stall counts as every tick that it delayed**: one of 50 ms is recorded as 50, 40, 30, 20 and 10 ms, as tasks
 //!    that became due in that time would have waited. Otherwise the histogram would show one bad sample among hundreds
 //!    of good ones (coordinated omission). No tick counts twice when both ways, or several workers, see the stall.
