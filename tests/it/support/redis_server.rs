@@ -259,7 +259,7 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    pub const SERVICE: &str = "main";
+    pub(crate) const SERVICE: &str = "main";
 
     pub fn start() -> Self {
         let master = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
