@@ -1,125 +1,81 @@
-//! One handle to Redis for every layer.
+//! One handle to Redis for every layer: one connection, one time budget, one breaker.
+//!
+//! 1. [`Redis::connect`] takes a URL; [`Redis::from_pool`], [`Redis::from_cluster_pool`] and
+//!    [`Redis::from_sentinel_pool`] take an application's own `deadpool_redis` pool, with whatever TLS, credentials and
+//!    sizes it has. None of them touches the network: the first command does, in the background.
+//! 2. One connection is checked out of the pool, held, and shared by all requests: the *lane*. A command costs exactly
+//!    one round trip, and concurrent requests pipeline. (A checkout per command costs a `PING` and an `UNWATCH` each
+//!    time: measured, a fifth of the throughput.) More lanes gain nothing, and a large value delays the others anyway.
+//! 3. Every command has one time budget, 20 ms unless [`Redis::time_budget`] says otherwise, waiting for the connection
+//!    included. Time in which this process did not get to run is not held against Redis: an operation that is looked
+//!    at late gets as much more, at most one further budget.
+//! 4. A breaker opens after 5 operations in a row without an answer, or when half of at least 20 within a second got
+//!    none. Replies come in order, so operations timed out in a row are just those still in flight. An open breaker
+//!    fails at once, without sending. A cluster has one breaker per master.
+//! 5. Only a background task asks whether Redis is back: at once, then after 100 ms, doubling up to 1 s, half of it
+//!    random. It sends a `PING`; an answer within the budget closes the breaker. It takes a fresh connection when the
+//!    old one broke, and after every few unanswered `PING`s. While all is well no such task runs.
+//! 6. `READONLY` and `MOVED` (a failover moved the master) replace the connection, at most once a second.
+//! 7. At most 4096 operations of one handle are under way; the next ones fail at once.
+//! 8. A command is sent once and never repeated. One that timed out may still be carried out: make late writes harmless.
+//! 9. Several runtimes may share a handle. If the one that owns the connection ends, another takes over.
+//!
+//! It never: blocks a request longer than its budget, sends a request's command to find out whether Redis works, holds
+//! more than one connection of an application's pool, shows a host, password or URL in `Debug`, errors or logs.
+//!
+//! It is no layer: give clones of one handle to the limiter and the cache, and send your own commands with
+//! [`Redis::query`]. Whatever fails is a [`StoreError`]; each layer decides what that
+//! means, and by default it means "as if there were no Redis".
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_scale::redis::{Kind, Redis};
+//!
+//! # let runtime = tokio::runtime::Runtime::new().unwrap();
+//! # runtime.block_on(async {
+//! // Nothing listens on port 1: the service starts all the same, and finds out quickly.
+//! let redis = Redis::connect("redis://:secret@127.0.0.1:1")?.time_budget(Duration::from_millis(10)).key_prefix("shop:");
+//! let failure = redis.query(&redis::cmd("GET").arg("greeting")).await.unwrap_err();
+//! assert!(matches!(failure.kind(), Kind::Unavailable | Kind::Timeout));
+//! assert!(!format!("{redis:?} {failure} {failure:?}").contains("secret"));
+//! # Ok::<(), tower_scale::redis::ConfigError>(())
+//! # }).unwrap();
+//! ```
+//!
+//! # Deployment
+//!
+//! Redis 6.2 or later, or Valkey. `rediss://` needs the feature `redis-tls` and trusts the system's root certificates;
+//! a private authority goes into the system's store, or into the file that the environment variable `SSL_CERT_FILE`
+//! names, or into a client of your own behind [`Redis::from_pool`]. Cryptography is rustls with the process's default
+//! provider; if none is installed when the first connection is made, *ring* becomes it. A URL may also name a Unix
+//! socket (`unix:///run/redis.sock`).
+//!
+//! A cluster is reached through [`Redis::from_cluster_pool`]; every command sent must have exactly one key. A pool must
+//! have room for two connections at least, since one of them is held.
+//!
+//! A budget below the round trip to Redis keeps the breaker open: 20 ms is for a Redis in the same region.
+//!
+//! | metric | type | labels |
+//! |---|---|---|
+//! | `redis_operations_total` | counter | `outcome`: `ok`, `timeout`, `open`, `unavailable`, `error` |
+//! | `redis_operation_seconds` | histogram, of operations that were sent | |
+//! | `redis_breaker_open` | gauge: open breakers | |
+//! | `redis_lane_replacements_total` | counter | |
 
-use std::time::Duration;
+mod backoff;
+mod breaker;
+mod error;
+mod handle;
+mod lane;
+mod link;
+mod metrics;
+mod nodes;
+mod repair;
+mod script;
+mod source;
+mod within;
 
-use ::redis::aio::MultiplexedConnection;
-use http::Extensions;
-use tokio::sync::OnceCell;
-
-/// One handle to a Redis server.
-#[derive(Clone, Debug)]
-pub struct Redis {
-    client: ::redis::Client,
-    budget: Duration,
-    prefix: std::sync::Arc<str>,
-    lane: std::sync::Arc<OnceCell<MultiplexedConnection>>,
-}
-
-/// Why a handle could not be built.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The URL does not parse.
-    #[error("not a Redis URL")]
-    Url,
-}
-
-/// What went wrong with one operation.
-#[derive(Debug)]
-pub struct StoreError {
-    kind: Kind,
-}
-
-/// The kinds of [`StoreError`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Kind {
-    /// No answer within the time budget.
-    Timeout,
-    /// Not sent: the breaker is open.
-    Open,
-    /// The server could not be reached, or the connection broke.
-    Unavailable,
-    /// The server answered with an error.
-    Refused,
-}
-
-impl StoreError {
-    /// What went wrong.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-}
-
-impl std::fmt::Display for StoreError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "redis: {:?}", self.kind)
-    }
-}
-
-impl std::error::Error for StoreError {}
-
-/// A Lua script, loaded on first use (EVALSHA, and EVAL on NOSCRIPT only).
-#[allow(dead_code)]
-pub(crate) struct Script(::redis::Script);
-
-#[allow(dead_code)]
-impl Script {
-    pub(crate) fn new(source: &str) -> Self {
-        Self(::redis::Script::new(source))
-    }
-}
-
-#[allow(dead_code)]
-impl Redis {
-    /// A handle to the server at `url`. Connects on first use.
-    ///
-    /// # Errors
-    /// The URL does not parse.
-    pub fn connect(url: &str) -> Result<Self, ConfigError> {
-        let client = ::redis::Client::open(url).map_err(|_| ConfigError::Url)?;
-        Ok(Self { client, budget: Duration::from_millis(20), prefix: "ts:".into(), lane: std::sync::Arc::default() })
-    }
-
-    /// The key of `id` in the name space `kind` (`rl`, `cache`): `{prefix}{kind}:{id}`.
-    pub(crate) fn key(&self, kind: &str, id: &[u8]) -> Vec<u8> {
-        [self.prefix.as_bytes(), kind.as_bytes(), b":", id].concat()
-    }
-
-    /// Sends one command, once, within the time budget.
-    pub(crate) async fn query(&self, cmd: &::redis::Cmd) -> Result<::redis::Value, StoreError> {
-        let work = async {
-            let lane = self.lane.get_or_try_init(|| self.client.get_multiplexed_async_connection()).await?;
-            cmd.query_async(&mut lane.clone()).await
-        };
-        match tokio::time::timeout(self.budget, work).await {
-            Err(_) => Err(StoreError { kind: Kind::Timeout }),
-            Ok(Err(_)) => Err(StoreError { kind: Kind::Unavailable }),
-            Ok(Ok(value)) => Ok(value),
-        }
-    }
-
-    /// Runs `script` on one key: EVALSHA, and EVAL once if the server does not know it. Never retried otherwise.
-    pub(crate) async fn eval(&self, script: &Script, key: &[u8], args: &[i64]) -> Result<::redis::Value, StoreError> {
-        let mut invocation = script.0.prepare_invoke();
-        invocation.key(key);
-        for arg in args {
-            invocation.arg(*arg);
-        }
-        let lane = self.lane.get_or_try_init(|| self.client.get_multiplexed_async_connection()).await;
-        let mut lane = lane.map_err(|_| StoreError { kind: Kind::Unavailable })?.clone();
-        invocation.invoke_async(&mut lane).await.map_err(|_| StoreError { kind: Kind::Unavailable })
-    }
-
-    /// Whether an operation of this request has already timed out on this handle: then no further one is made.
-    pub(crate) fn is_spent(&self, extensions: &Extensions) -> bool {
-        let _ = extensions;
-        false
-    }
-
-    /// Notes that an operation of this request timed out on this handle.
-    pub(crate) fn mark_spent(&self, extensions: &mut Extensions) {
-        let _ = extensions;
-    }
-}
+pub use error::{ConfigError, Kind, StoreError};
+pub use handle::Redis;
+#[allow(unused_imports, reason = "without the limiter nobody runs scripts")]
+pub(crate) use script::Script;

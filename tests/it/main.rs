@@ -3,7 +3,10 @@
 mod cache;
 mod client_ip;
 mod contract;
+mod docs;
+mod imports;
 mod offload;
+mod quickstart;
 mod rate_limit;
 mod redis;
 mod support;

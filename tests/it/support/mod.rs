@@ -1,12 +1,14 @@
 //! What the tests share.
 
-pub mod redis_server;
+pub(crate) mod inner;
+pub(crate) mod quickstart;
+pub(crate) mod redis_server;
 
 use std::future::Future;
 use std::time::Duration;
 
 /// Polls `condition` until it holds; fails after ten seconds. For real-time tests, in place of bare sleeps.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !condition().await {
         assert!(tokio::time::Instant::now() < deadline, "not within 10 s: {what}");

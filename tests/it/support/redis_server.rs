@@ -1,8 +1,11 @@
-//! A real `redis-server` on a free port, stopped by pid when the test ends.
+//! Real `redis-server`s on free ports, stopped by pid when the test ends: one, one with TLS, a cluster of three
+//! masters, and a sentinel that watches a master and its replica.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// One server; dropping it kills it.
@@ -10,6 +13,7 @@ pub struct RedisServer {
     port: u16,
     extra: Vec<String>,
     child: Option<Child>,
+    folder: Folder,
 }
 
 impl RedisServer {
@@ -20,9 +24,14 @@ impl RedisServer {
 
     /// Starts a server with further options (`["--maxmemory", "1mb"]`).
     pub fn start_with(extra: &[&str]) -> Self {
+        Self::start_in(Folder::new(), extra)
+    }
+
+    fn start_in(folder: Folder, extra: &[&str]) -> Self {
+        let extra = extra.iter().map(ToString::to_string).collect();
+        let mut server = Self { port: 0, extra, child: None, folder };
         for _ in 0..5 {
-            let mut server =
-                Self { port: free_port(), extra: extra.iter().map(ToString::to_string).collect(), child: None };
+            server.port = free_port();
             if server.try_launch() {
                 return server;
             }
@@ -32,7 +41,7 @@ impl RedisServer {
 
     /// Reserves a port without starting anything on it yet; `launch` starts the server there.
     pub fn absent() -> Self {
-        Self { port: free_port(), extra: Vec::new(), child: None }
+        Self { port: free_port(), extra: Vec::new(), child: None, folder: Folder::new() }
     }
 
     pub fn port(&self) -> u16 {
@@ -51,8 +60,10 @@ impl RedisServer {
     fn try_launch(&mut self) -> bool {
         let port = self.port.to_string();
         let child = Command::new("redis-server")
-            .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"])
             .args(&self.extra)
+            .args(["--port", &port, "--bind", "127.0.0.1", "--daemonize", "no", "--dir"])
+            .arg(&self.folder.0)
+            .args(if self.extra.iter().any(|word| word == "--sentinel") { &[][..] } else { &UNSAVED })
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -142,9 +153,147 @@ impl Drop for RedisServer {
     }
 }
 
+const UNSAVED: [&str; 4] = ["--save", "", "--appendonly", "no"];
+
+/// A folder of its own for what a server writes; removed when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("tower-scale-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).expect("the temporary folder is writable");
+        Self(folder)
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).expect("the temporary folder is writable");
+        path.to_str().expect("the path is text").to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A server that also speaks TLS, with a certificate for `localhost` from an authority of its own.
+pub struct TlsServer {
+    pub plain: RedisServer,
+    tls_port: u16,
+    authority: String,
+}
+
+impl TlsServer {
+    pub fn start() -> Self {
+        let authority_key = rcgen::KeyPair::generate().expect("a key");
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = parameters.self_signed(&authority_key).expect("a certificate");
+        let issuer = rcgen::Issuer::new(parameters, authority_key);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let leaf = rcgen::CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        let leaf = leaf.signed_by(&key, &issuer).expect("a certificate");
+        let folder = Folder::new();
+        let (cert, key) = (folder.write("cert.pem", &leaf.pem()), folder.write("key.pem", &key.serialize_pem()));
+        let authority = folder.write("authority.pem", &authority.pem());
+        let tls_port = free_port();
+        let options = ["--tls-port", &tls_port.to_string(), "--tls-cert-file", &cert, "--tls-key-file", &key];
+        let more = ["--tls-ca-cert-file", &authority, "--tls-auth-clients", "no"];
+        let plain = RedisServer::start_in(folder, &[&options[..], &more].concat());
+        Self { plain, tls_port, authority }
+    }
+
+    pub fn url(&self) -> String {
+        format!("rediss://localhost:{}", self.tls_port)
+    }
+
+    /// The file with the authority's certificate (PEM).
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+}
+
+/// Three masters that share the slots; without full coverage, so that two serve while one is away.
+pub struct Cluster {
+    pub masters: [RedisServer; 3],
+}
+
+impl Cluster {
+    pub fn start() -> Self {
+        let options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"];
+        let masters = [(); 3].map(|()| RedisServer::start_with(&options));
+        for (number, master) in masters.iter().enumerate() {
+            assert!(master.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]).starts_with("+OK"));
+            let slots: Vec<_> = (0..16384).filter(|slot| slot * 3 / 16384 == number).map(|n| n.to_string()).collect();
+            let words: Vec<_> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str)).collect();
+            assert!(master.command(&words).starts_with("+OK"));
+            let first = masters[0].port.to_string();
+            assert!(master.command(&["CLUSTER", "MEET", "127.0.0.1", &first]).starts_with("+OK"));
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let complete = |master: &RedisServer| {
+            let info = master.command(&["CLUSTER", "INFO"]);
+            ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"].iter().all(|s| info.contains(s))
+        };
+        while !masters.iter().all(complete) {
+            assert!(Instant::now() < deadline, "the cluster did not form");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { masters }
+    }
+
+    pub fn urls(&self) -> Vec<String> {
+        self.masters.iter().map(RedisServer::url).collect()
+    }
+}
+
+/// A master, its replica, and one sentinel that fails over after half a second.
+pub struct Sentinel {
+    pub master: RedisServer,
+    pub replica: RedisServer,
+    pub sentinel: RedisServer,
+}
+
+impl Sentinel {
+    pub(crate) const SERVICE: &str = "main";
+
+    pub fn start() -> Self {
+        let master = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
+        let port = master.port.to_string();
+        let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]);
+        let name = Self::SERVICE;
+        let folder = Folder::new();
+        let file = folder.write(
+            "sentinel.conf",
+            &format!("sentinel monitor {name} 127.0.0.1 {port} 1\nsentinel down-after-milliseconds {name} 500\nsentinel failover-timeout {name} 2000\n"),
+        );
+        let sentinel = RedisServer::start_in(folder, &[&file, "--sentinel"]);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let ready = || {
+            master.command(&["INFO", "replication"]).contains("state=online")
+                && sentinel.command(&["INFO", "sentinel"]).contains("status=ok")
+                && sentinel.command(&["INFO", "sentinel"]).contains("slaves=1")
+        };
+        while !ready() {
+            assert!(Instant::now() < deadline, "the replica or the sentinel did not join");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { master, replica, sentinel }
+    }
+}
+
+/// A port that is free, and so is the one 10 000 above it, which a cluster uses as well.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("loopback has a free port")
-        .port()
+    for _ in 0..100 {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        if port.checked_add(10_000).is_some_and(|bus| TcpListener::bind(("127.0.0.1", bus)).is_ok()) {
+            return port;
+        }
+    }
+    panic!("loopback has no free port with another 10 000 above it");
 }

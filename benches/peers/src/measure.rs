@@ -1,0 +1,53 @@
+//! Interleaved rounds, medians, and their 95 % intervals.
+
+use std::time::Duration;
+
+/// Something that serves a number of requests and says how long that took.
+pub struct Subject {
+    pub name: &'static str,
+    pub serve: Box<dyn FnMut(u32) -> Duration>,
+}
+
+pub struct Plan {
+    pub rounds: usize,
+    pub requests: u32,
+}
+
+impl Plan {
+    /// Measures all subjects and prints a table; ratios are to the subject named `reference`.
+    pub fn run(&self, title: &str, reference: &str, mut subjects: Vec<Subject>) {
+        for subject in &mut subjects {
+            (subject.serve)(self.requests);
+        }
+        let mut nanos = vec![Vec::with_capacity(self.rounds); subjects.len()];
+        for round in 0..self.rounds {
+            for turn in 0..subjects.len() {
+                let index = (round + turn) % subjects.len();
+                let took = (subjects[index].serve)(self.requests);
+                nanos[index].push(took.as_secs_f64() * 1e9 / f64::from(self.requests));
+            }
+        }
+        let reference = subjects.iter().position(|subject| subject.name == reference).expect("a subject by that name");
+        println!("\n{title}: {} rounds of {} requests", self.rounds, self.requests);
+        println!("{:<34} {:>8} {:>17}   {:>6} {:>15}", "", "ns", "95 % interval", "ratio", "95 % interval");
+        for (subject, own) in subjects.iter().zip(&nanos) {
+            let ratios = own.iter().zip(&nanos[reference]).map(|(own, other)| own / other).collect();
+            let ([low, median, high], [least, ratio, most]) = (interval(own.clone()), interval(ratios));
+            println!(
+                "{:<34} {median:>8.0} {:>17}   {ratio:>6.2} {:>15}",
+                subject.name,
+                format!("{low:.0} – {high:.0}"),
+                format!("{least:.2} – {most:.2}"),
+            );
+        }
+    }
+}
+
+/// The median and its 95 % interval by order statistics (binomial, normal approximation).
+fn interval(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    let n = values.len() as f64;
+    let half = 1.96 * n.sqrt() / 2.0;
+    let at = |rank: f64| values[(rank.round().max(0.0) as usize).min(values.len() - 1)];
+    [at((n - 1.0) / 2.0 - half), at((n - 1.0) / 2.0), at((n - 1.0) / 2.0 + half)]
+}

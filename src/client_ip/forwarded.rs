@@ -1,0 +1,225 @@
+//! RFC 7239 `Forwarded`, read from the right.
+//!
+//! A proxy appends its element to a line that the client may have started, so the line is split from its end: a quote
+//! that the client left open then cannot swallow what the proxy wrote.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use super::address;
+use super::walk::Hop;
+
+/// One element, `for=…;proto=…;host=…`. A parameter that is absent or malformed is `None`; an element that breaks the
+/// grammar has none.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Element<'a> {
+    client: Option<IpAddr>,
+    pub(crate) proto: Option<Cow<'a, str>>,
+    pub(crate) host: Option<Cow<'a, str>>,
+}
+
+impl Hop for Element<'_> {
+    fn address(&self) -> Option<IpAddr> {
+        self.client
+    }
+}
+
+/// The elements of one field line, the last one first.
+pub(crate) fn elements_from_the_right(line: &str) -> impl Iterator<Item = Element<'_>> {
+    let mut rest = Some(line);
+    std::iter::from_fn(move || {
+        let (before, element) = split_last_element(rest?);
+        rest = before;
+        Some(parse_element(element).unwrap_or_default())
+    })
+}
+
+/// Splits at the last comma that is not inside a quoted string.
+fn split_last_element(line: &str) -> (Option<&str>, &str) {
+    let mut quoted = false;
+    for (at, byte) in line.bytes().enumerate().rev() {
+        match byte {
+            b'"' if !(quoted && is_escaped(line, at)) => quoted = !quoted,
+            b',' if !quoted => return (line.get(..at), line.get(at + 1..).unwrap_or_default()),
+            _ => {}
+        }
+    }
+    (None, line)
+}
+
+/// Whether an odd number of backslashes stands before `at`.
+fn is_escaped(line: &str, at: usize) -> bool {
+    line.bytes().take(at).rev().take_while(|byte| *byte == b'\\').count() % 2 == 1
+}
+
+/// `[ pair ] *( ";" [ pair ] )`, every parameter at most once (section 4). Blanks around `;` are tolerated.
+fn parse_element(text: &str) -> Option<Element<'_>> {
+    let mut element = Element::default();
+    let mut seen_for = false;
+    let mut rest = trim(text);
+    while !rest.is_empty() {
+        if let Some(after) = rest.strip_prefix(';') {
+            rest = trim(after);
+            continue;
+        }
+        let (name, value, after) = parse_pair(rest)?;
+        let fresh = if name.eq_ignore_ascii_case("for") {
+            element.client = address::parse(&value);
+            !std::mem::replace(&mut seen_for, true)
+        } else if name.eq_ignore_ascii_case("proto") {
+            element.proto.replace(value).is_none()
+        } else if name.eq_ignore_ascii_case("host") {
+            element.host.replace(value).is_none()
+        } else {
+            true
+        };
+        rest = trim(after);
+        if !fresh || !(rest.is_empty() || rest.starts_with(';')) {
+            return None;
+        }
+    }
+    Some(element)
+}
+
+/// `token "=" ( token / quoted-string )` and what follows.
+fn parse_pair(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
+    let (name, value) = text.split_once('=')?;
+    if name.is_empty() || !name.bytes().all(is_token) {
+        return None;
+    }
+    if let Some(quoted) = value.strip_prefix('"') {
+        let (value, rest) = parse_quoted(quoted)?;
+        return Some((name, value, rest));
+    }
+    let end = value.bytes().position(|byte| !is_token(byte)).unwrap_or(value.len());
+    let (value, rest) = value.split_at_checked(end)?;
+    (!value.is_empty()).then_some((name, Cow::Borrowed(value), rest))
+}
+
+/// The content of a quoted string whose opening quote has been read, unescaped, and what follows it.
+fn parse_quoted(text: &str) -> Option<(Cow<'_, str>, &str)> {
+    let plain = text.find(['"', '\\'])?;
+    if let Some(rest) = text.get(plain..)?.strip_prefix('"') {
+        return Some((Cow::Borrowed(text.get(..plain)?), rest));
+    }
+    let mut value = String::new();
+    let mut characters = text.chars();
+    loop {
+        match characters.next()? {
+            '"' => return Some((Cow::Owned(value), characters.as_str())),
+            '\\' => value.push(characters.next()?),
+            other => value.push(other),
+        }
+    }
+}
+
+fn trim(text: &str) -> &str {
+    text.trim_matches([' ', '\t'])
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(line: &str) -> Vec<(Option<String>, Option<String>, Option<String>)> {
+        elements_from_the_right(line)
+            .map(|e| (e.client.map(|ip| ip.to_string()), e.proto.map(Cow::into_owned), e.host.map(Cow::into_owned)))
+            .collect()
+    }
+
+    fn one(client: &str) -> (Option<String>, Option<String>, Option<String>) {
+        ((!client.is_empty()).then(|| client.to_owned()), None, None)
+    }
+
+    #[test]
+    fn the_grammar() {
+        for (line, client) in [
+            ("for=192.0.2.43", "192.0.2.43"),
+            ("For=192.0.2.43", "192.0.2.43"),
+            ("for=\"192.0.2.43:47011\"", "192.0.2.43"),
+            ("For=\"[2001:db8:cafe::17]:4711\"", "2001:db8:cafe::17"),
+            ("for=\"\\[2001:db8::1\\]\"", "2001:db8::1"),
+            ("by=203.0.113.43;for=192.0.2.60;secret=x", "192.0.2.60"),
+            (" for=192.0.2.60 ; by=_me ", "192.0.2.60"),
+            (";;for=192.0.2.60;", "192.0.2.60"),
+            ("ext=\"a,b;c=\\\"d\";for=192.0.2.60", "192.0.2.60"),
+            ("for=unknown", ""),
+            ("for=_SEVKISEK", ""),
+            ("for=\"_gazonk:_port\"", ""),
+            ("", ""),
+        ] {
+            assert_eq!(parse(line), [one(client)], "{line}");
+        }
+    }
+
+    #[test]
+    fn a_broken_element_says_nothing() {
+        for line in [
+            "for=1.2.3.4;for=5.6.7.8",
+            "for=1.2.3.4;For=unknown",
+            "for=1.2.3.4 proto=https",
+            "for = 1.2.3.4",
+            "for=1.2.3.4;proto",
+            "=1.2.3.4",
+            "for=\"1.2.3.4",
+            "for=1.2.3.4\"",
+            "for=\"1.2.3.4\"x",
+            "for=;proto=https",
+            "for=1.2.3.4:80",
+            "for=[2001:db8::1]",
+            "proto=http;proto=https",
+            "for=\"1.2.3.4\\",
+            "\"for=1.2.3.4\"",
+        ] {
+            assert_eq!(parse(line), [one("")], "{line}");
+        }
+    }
+
+    #[test]
+    fn elements_come_from_the_right() {
+        assert_eq!(
+            parse("for=1.1.1.1;x=\"a, b\",for=\"[2001:db8::1]\";proto=https;host=\"a.example:81\" , for=2.2.2.2"),
+            [
+                one("2.2.2.2"),
+                (Some("2001:db8::1".into()), Some("https".into()), Some("a.example:81".into())),
+                one("1.1.1.1"),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_open_quote_swallows_nothing() {
+        for forged in ["for=\"", "for=\"x\\", "for=6.6.6.6;x=\"\\\\\\", "\"", "\\", "for=6.6.6.6;host=\"a\\\""] {
+            let line = format!("{forged}, for=\"[2001:db8::1]:80\";host=\"a\\\"b\\\\\"");
+            assert_eq!(parse(&line).first().unwrap().0.as_deref(), Some("2001:db8::1"), "{line}");
+            assert_eq!(parse(&line).first().unwrap().2.as_deref(), Some("a\"b\\"), "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_in_front_the_last_element_is_the_same(
+            forged in "([a-z=;, \\\\\"]|for=|[0-9.]){0,40}",
+            (host, quoted) in "[a-z,;\\\\\"]{0,12}".prop_map(|h| {
+                (h.clone(), h.replace('\\', "\\\\").replace('"', "\\\""))
+            }),
+        ) {
+            let line = format!("{forged},for=192.0.2.1;host=\"{quoted}\"");
+            let last = elements_from_the_right(&line).next().unwrap();
+            prop_assert_eq!(last.client, Some("192.0.2.1".parse().unwrap()));
+            prop_assert_eq!(last.host.as_deref(), Some(host.as_str()));
+        }
+
+        #[test]
+        fn garbage_never_panics(line in ".{0,200}") {
+            elements_from_the_right(&line).for_each(drop);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The one header that names the client.
+
+use http::{HeaderMap, HeaderName, Uri};
+
+use std::net::IpAddr;
+
+use super::address;
+use super::forwarded::{self, Element};
+use super::origin::{self, Origin};
+use super::trusted::TrustedProxies;
+use super::walk::walk;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED: HeaderName = http::header::FORWARDED;
+
+/// Where a trusted proxy names the client. Exactly one source is read: with two, a client could fill in the one that
+/// the proxy does not set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Header {
+    /// `X-Forwarded-For`: addresses in a row, each proxy appends.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` ([RFC 7239](https://www.rfc-editor.org/rfc/rfc7239)), which names the scheme and the host too.
+    Forwarded,
+    /// A provider's header with one address (`CF-Connecting-IP`, `X-Real-IP`, `True-Client-IP`). It must occur once;
+    /// otherwise the peer is the client.
+    Single(HeaderName),
+}
+
+impl Header {
+    /// The client's address and the origin it asked for, of a request that came over `peer`.
+    pub(crate) fn resolve(
+        &self,
+        peer: IpAddr,
+        trusted: &TrustedProxies,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> (IpAddr, Option<Origin>) {
+        if !trusted.contains(peer) {
+            return (peer.to_canonical(), origin::requested(None, None, uri, headers));
+        }
+        match self {
+            Self::XForwardedFor => {
+                let (client, _) = walk(peer, trusted, addresses(headers));
+                (client, x_forwarded_origin(uri, headers))
+            }
+            Self::Single(name) => {
+                (single(headers, name).unwrap_or(peer.to_canonical()), x_forwarded_origin(uri, headers))
+            }
+            Self::Forwarded => {
+                let (client, element) = walk(peer, trusted, elements(headers));
+                let Element { proto, host, .. } = element.unwrap_or_default();
+                (client, origin::requested(proto.as_deref(), host.as_deref(), uri, headers))
+            }
+        }
+    }
+}
+
+/// All `X-Forwarded-For` lines as one chain, nearest hop first.
+fn addresses(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
+    lines(headers, &X_FORWARDED_FOR).flat_map(|line| line.rsplit(',').map(address::parse))
+}
+
+/// All `Forwarded` lines as one chain, nearest hop first.
+fn elements(headers: &HeaderMap) -> impl Iterator<Item = Element<'_>> {
+    lines(headers, &FORWARDED).flat_map(forwarded::elements_from_the_right)
+}
+
+/// The field lines, last one first. One that is not text stays in its place, as an entry that names nobody.
+fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
+    headers.get_all(name).iter().rev().map(|line| line.to_str().unwrap_or_default())
+}
+
+fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
+    let mut lines = headers.get_all(name).iter();
+    let line = lines.next()?;
+    if lines.next().is_some() {
+        return None;
+    }
+    address::parse(line.to_str().ok()?)
+}
+
+fn x_forwarded_origin(uri: &Uri, headers: &HeaderMap) -> Option<Origin> {
+    let nearest = |name| Some(lines(headers, name).next()?.rsplit(',').next()?.trim_matches([' ', '\t']));
+    origin::requested(nearest(&X_FORWARDED_PROTO), nearest(&X_FORWARDED_HOST), uri, headers)
+}

@@ -1,0 +1,106 @@
+//! What the pool counts.
+
+use std::time::Duration;
+
+use crate::meter::{Counter, Gauge, Histogram, Meter};
+
+const REQUESTS: Meter =
+    Meter::new("offload_requests_total", "Requests and closures given to an offload pool, by how they ended.");
+const QUEUE_DEPTH: Meter = Meter::new("offload_queue_depth", "Requests and closures that wait for their first turn.");
+const ACTIVE: Meter =
+    Meter::new("offload_active", "Requests and closures that have begun and not ended, running or suspended.");
+const THREADS: Meter = Meter::new("offload_threads", "Threads of offload pools that run requests and closures.");
+const WAIT: Meter = Meter::new("offload_wait_seconds", "Time from admission to the first turn on a thread.");
+const RUN: Meter = Meter::new("offload_run_seconds", "Time on a thread, all turns together, suspensions not counted.");
+
+/// How a request or closure ended, as its caller saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It ran to its end.
+    Completed,
+    /// It never began: the pool was full or closed.
+    Refused,
+    /// Its caller left before its end.
+    Cancelled,
+    /// It panicked.
+    Panicked,
+}
+
+impl Outcome {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Refused => "refused",
+            Self::Cancelled => "cancelled",
+            Self::Panicked => "panicked",
+        }
+    }
+}
+
+/// One pool's handles. Levels are counted up and down, never set, so that several pools add up.
+pub(super) struct Metrics {
+    completed: Counter,
+    refused: Counter,
+    cancelled: Counter,
+    panicked: Counter,
+    queue_depth: Gauge,
+    active: Gauge,
+    threads: Gauge,
+    wait: Histogram,
+    run: Histogram,
+}
+
+impl Metrics {
+    pub(super) const fn new() -> Self {
+        const fn outcome(outcome: Outcome) -> Counter {
+            Counter::labelled(REQUESTS, "outcome", outcome.as_str())
+        }
+        Self {
+            completed: outcome(Outcome::Completed),
+            refused: outcome(Outcome::Refused),
+            cancelled: outcome(Outcome::Cancelled),
+            panicked: outcome(Outcome::Panicked),
+            queue_depth: Gauge::new(QUEUE_DEPTH),
+            active: Gauge::new(ACTIVE),
+            threads: Gauge::new(THREADS),
+            wait: Histogram::new(WAIT),
+            run: Histogram::new(RUN),
+        }
+    }
+
+    pub(super) fn count(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Completed => &self.completed,
+            Outcome::Refused => &self.refused,
+            Outcome::Cancelled => &self.cancelled,
+            Outcome::Panicked => &self.panicked,
+        }
+        .increment(1);
+    }
+
+    pub(super) fn queued(&self) {
+        self.queue_depth.increment(1.0);
+    }
+
+    pub(super) fn unqueued(&self) {
+        self.queue_depth.decrement(1.0);
+    }
+
+    pub(super) fn begun(&self, waited: Duration) {
+        self.wait.record(waited.as_secs_f64());
+        self.active.increment(1.0);
+    }
+
+    pub(super) fn ended(&self, ran: Duration) {
+        self.run.record(ran.as_secs_f64());
+        self.active.decrement(1.0);
+    }
+
+    pub(super) fn thread_started(&self) {
+        self.threads.increment(1.0);
+    }
+
+    pub(super) fn thread_ended(&self) {
+        self.threads.decrement(1.0);
+    }
+}

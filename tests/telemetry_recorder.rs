@@ -1,0 +1,214 @@
+//! What is scraped. A binary of its own: the sampler records from its own thread, into the process's one recorder.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::fmt::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::Path;
+use axum::routing::get;
+use http::Request;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::runtime::{Builder, Runtime};
+use tower::ServiceExt;
+use tower_scale::telemetry::{LAG_BUCKETS, TelemetryLayer};
+
+/// One sampler at a time, so that the histogram is its own; and the recorder, once it is installed.
+static RECORDER: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+
+struct Scrape<'a>(MutexGuard<'a, Option<PrometheusHandle>>);
+
+impl Scrape<'_> {
+    fn alone() -> Self {
+        Self(RECORDER.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn install(&mut self) {
+        self.0.get_or_insert_with(|| {
+            PrometheusBuilder::new()
+                .set_buckets_for_metric(Matcher::Full("event_loop_lag_seconds".into()), &LAG_BUCKETS)
+                .unwrap()
+                .install_recorder()
+                .unwrap()
+        });
+    }
+
+    fn text(&self) -> String {
+        let handle = self.0.as_ref().unwrap();
+        handle.run_upkeep();
+        handle.render()
+    }
+
+    /// The value on the line that starts with `series`, or zero.
+    fn value(&self, series: &str) -> f64 {
+        let text = self.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    fn lag_over(&self, bound: f64) -> f64 {
+        let mut series = String::from("event_loop_lag_seconds_bucket{le=\"");
+        write!(series, "{bound}\"}}").unwrap();
+        self.value("event_loop_lag_seconds_count") - self.value(&series)
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "blocking a thread is what is tested")]
+fn block(time: Duration) {
+    std::thread::sleep(time);
+}
+
+fn serve(workers: usize) -> (Runtime, Router, TelemetryLayer) {
+    let runtime = match workers {
+        0 => Builder::new_current_thread().enable_all().build().unwrap(),
+        _ => Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap(),
+    };
+    let layer = runtime.block_on(async { TelemetryLayer::new() });
+    let blocks = async |Path(ms): Path<u64>| block(Duration::from_millis(ms));
+    let router = Router::new().route("/block/{ms}", get(blocks)).layer(layer.clone());
+    (runtime, router, layer)
+}
+
+async fn ask(router: &Router, uri: String) {
+    let request = Request::get(uri).body(axum::body::Body::empty()).unwrap();
+    let router = router.clone();
+    assert!(tokio::spawn(router.oneshot(request)).await.unwrap().unwrap().status().is_success());
+}
+
+async fn pause(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+#[cfg(target_os = "linux")]
+fn sampler_threads() -> usize {
+    let is_sampler = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "telemetry")
+    };
+    std::fs::read_dir("/proc/self/task").unwrap().flatten().filter(is_sampler).count()
+}
+
+#[test]
+fn a_recorder_installed_after_the_layer_gets_everything() {
+    let mut scrape = Scrape::alone();
+    let (runtime, router, _layer) = serve(2);
+    runtime.block_on(async {
+        ask(&router, "/block/30".into()).await;
+        pause(50).await;
+        scrape.install();
+        ask(&router, "/block/100".into()).await;
+        // Past the next of the once-a-second figures.
+        pause(1200).await;
+    });
+    let text = scrape.text();
+    for name in [
+        "event_loop_lag_max_seconds",
+        "memory_limit_bytes",
+        "memory_working_set_bytes",
+        "process_resident_memory_bytes",
+        "process_threads",
+        "runtime_workers",
+    ] {
+        assert!(scrape.value(name) > 0.0, "{name} in\n{text}");
+    }
+    for name in ["process_cpu_seconds_total", "runtime_alive_tasks", "runtime_global_queue_depth", "runtime_busy_ratio"]
+    {
+        assert!(text.contains(&format!("\n{name} ")), "{name} in\n{text}");
+    }
+    for name in ["event_loop_lag_seconds", "http_long_polls_total", "process_open_fds", "runtime_busy_ratio"] {
+        assert!(text.contains(&format!("# HELP {name} ")), "help of {name} in\n{text}");
+    }
+    assert!(scrape.value("http_long_polls_total{route=\"/block/{ms}\"}") >= 1.0, "{text}");
+    assert!(scrape.lag_over(0.05) >= 1.0, "{text}");
+    let max = scrape.value("event_loop_lag_max_seconds");
+    assert!((0.08..0.12).contains(&max), "{max}");
+}
+
+#[test]
+fn every_block_is_in_the_histogram_with_its_ticks() {
+    let mut scrape = Scrape::alone();
+    scrape.install();
+    for workers in [0, 2] {
+        let (runtime, router, _layer) = serve(workers);
+        runtime.block_on(pause(40));
+        for trial in 0..20 {
+            let over = || [0.05, 0.1, 0.2].map(|bound| scrape.lag_over(bound));
+            let before = over();
+            let ticks = || std::array::from_fn::<f64, 3, _>(|n| over()[n] - before[n]);
+            let late = runtime.block_on(async {
+                let start = Instant::now();
+                ask(&router, "/block/150".into()).await;
+                let late = start.elapsed().saturating_sub(Duration::from_millis(150));
+                let deadline = Instant::now() + Duration::from_secs(10);
+                // 150 ms are waits of 150, 140, … 10 ms: ten above 50 ms, five above 100 ms.
+                while ticks()[0] < 8.0 || ticks()[1] < 3.0 {
+                    assert!(Instant::now() < deadline, "{workers} workers, trial {trial}: {:?}", ticks());
+                    pause(2).await;
+                }
+                pause(20 + trial).await;
+                late
+            });
+            // A machine that is busy elsewhere adds waits of its own.
+            let extra = late.as_secs_f64() * 100.0;
+            let [over_50, over_100, over_200] = ticks();
+            assert!(
+                over_50 <= 12.0 + extra && over_100 <= 7.0 + extra && over_200 <= extra,
+                "{workers} workers, trial {trial}, {late:?} late: {:?}",
+                ticks()
+            );
+        }
+    }
+}
+
+#[test]
+fn work_on_other_threads_is_not_lag() {
+    let mut scrape = Scrape::alone();
+    scrape.install();
+    let (runtime, _router, _layer) = serve(2);
+    runtime.block_on(pause(40));
+    let before = (scrape.value("event_loop_lag_seconds_count"), scrape.lag_over(0.02));
+    // A client's view: how many ticks of 10 ms would have waited for more than 20 ms.
+    let waited = runtime.block_on(async {
+        let end = Instant::now() + Duration::from_secs(2);
+        let busy = std::thread::spawn(move || while Instant::now() < end {});
+        let mut ticks = 0.0;
+        while Instant::now() < end {
+            let start = Instant::now();
+            tokio::spawn(pause(5)).await.unwrap();
+            ticks += (start.elapsed().as_secs_f64() - 0.025).max(0.0) * 100.0;
+        }
+        busy.join().unwrap();
+        ticks
+    });
+    let samples = scrape.value("event_loop_lag_seconds_count") - before.0;
+    let late = scrape.lag_over(0.02) - before.1;
+    assert!(samples > 60.0, "{samples} samples in 2 s");
+    // On an idle machine this is one per cent; a machine that is busy elsewhere delays clients as well.
+    assert!(late <= samples * 0.01 + waited * 2.0, "{late} of {samples} samples; a client waited for {waited} ticks");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_sampler_ends_with_its_last_owner_or_its_runtime() {
+    let _alone = Scrape::alone();
+    let wait_for = |count: usize| {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while sampler_threads() != count {
+            assert!(Instant::now() < deadline, "{} samplers, expected {count}", sampler_threads());
+            block(Duration::from_millis(2));
+        }
+    };
+    wait_for(0);
+    let (runtime, router, layer) = serve(2);
+    let vitals = layer.vitals();
+    wait_for(1);
+    drop((router, layer));
+    block(Duration::from_millis(60));
+    wait_for(1);
+    drop(vitals);
+    wait_for(0);
+    let (other, _router, _layer) = serve(0);
+    wait_for(1);
+    drop((runtime, other));
+    wait_for(0);
+}
