@@ -328,3 +328,86 @@ impl Stripes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{Extensions, HeaderMap};
+
+    use super::*;
+
+    fn flights() -> Arc<Flights> {
+        Arc::new(Flights::new(Arc::new(Metrics::new())))
+    }
+
+    fn key(path: &str) -> Key {
+        let headers = HeaderMap::from_iter([(http::header::HOST, "a".parse().unwrap())]);
+        Key::primary(&path.parse().unwrap(), &headers, &Extensions::new()).unwrap()
+    }
+
+    fn lead(flights: &Arc<Flights>, key: &Key) -> Seat {
+        match flights.join(key, key, flights.stored(key)) {
+            Join::Lead(seat) => seat,
+            _ => panic!("nobody else is there"),
+        }
+    }
+
+    fn wait(flights: &Arc<Flights>, key: &Key) -> Ticket {
+        match flights.join(key, key, flights.stored(key)) {
+            Join::Wait(ticket) => ticket,
+            _ => panic!("somebody leads"),
+        }
+    }
+
+    #[test]
+    fn a_lookup_older_than_the_last_store_is_repeated() {
+        let (flights, key) = (flights(), key("/"));
+        let seen = flights.stored(&key);
+        let seat = lead(&flights, &key);
+        flights.note_stored(&key);
+        seat.land();
+        assert!(matches!(flights.join(&key, &key, seen), Join::LookAgain));
+        assert!(flights.lock().is_empty());
+    }
+
+    #[test]
+    fn nothing_stays_when_everybody_leaves() {
+        let (flights, key) = (flights(), key("/"));
+        lead(&flights, &key).fail();
+        assert!(flights.lock().is_empty(), "a failure that nobody waits for");
+        let seat = lead(&flights, &key);
+        let (first, second) = (wait(&flights, &key), wait(&flights, &key));
+        drop(seat);
+        drop(first);
+        assert_eq!(flights.lock().len(), 1);
+        drop(second);
+        assert!(flights.lock().is_empty(), "a vacancy that nobody waits for");
+    }
+
+    #[test]
+    fn one_successor_is_elected_twice_at_most() {
+        let (flights, key) = (flights(), key("/"));
+        let mut seat = lead(&flights, &key);
+        let mut waiting = [wait(&flights, &key), wait(&flights, &key)];
+        for _ in 0..MAX_SUCCESSORS {
+            drop(seat);
+            assert!(waiting.iter_mut().all(|ticket| matches!(ticket.phase(), Phase::Vacant)));
+            seat = waiting[0].claim().unwrap();
+            assert!(waiting[1].claim().is_none());
+        }
+        drop(seat);
+        assert!(waiting.iter_mut().all(|ticket| matches!(ticket.phase(), Phase::Failed)));
+        assert!(flights.lock().is_empty());
+    }
+
+    #[test]
+    fn flights_and_waiters_are_bounded() {
+        let flights = flights();
+        let seats: Vec<_> = (0..MAX_FLIGHTS).map(|n| lead(&flights, &key(&format!("/{n}")))).collect();
+        assert!(matches!(flights.join(&key("/x"), &key("/x"), flights.stored(&key("/x"))), Join::Full));
+        let popular = key("/0");
+        let tickets: Vec<_> = (0..MAX_WAITERS).map(|_| wait(&flights, &popular)).collect();
+        assert!(matches!(flights.join(&popular, &popular, flights.stored(&popular)), Join::Full));
+        drop((seats, tickets));
+        assert!(flights.lock().is_empty());
+    }
+}

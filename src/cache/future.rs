@@ -29,11 +29,18 @@ pub(super) enum Passage {
     Through {
         shared: Arc<Shared>,
         forward: Forward,
-        /// The URL that the request changes, if it succeeds.
-        changed: Option<Key>,
+        /// What the request changes, if it succeeds.
+        changes: Option<Change>,
     },
     /// It is stored if it may be.
     Storing { plan: Box<Plan> },
+}
+
+/// A URL that a request changes.
+pub(super) struct Change {
+    pub(super) primary: Key,
+    /// The store has already cost the request its time: only this process can be told.
+    pub(super) spent: bool,
 }
 
 pin_project! {
@@ -102,9 +109,10 @@ where
                     match passage.take() {
                         None => return Poll::Pending,
                         Some(Passage::Storing { plan }) => return Poll::Ready(Ok(settle(*plan, response))),
-                        Some(Passage::Through { shared, forward, changed }) => {
-                            let removal =
-                                changed.filter(|_| is_success(response.status())).map(|key| shared.invalidate(&key));
+                        Some(Passage::Through { shared, forward, changes }) => {
+                            let removal = changes
+                                .filter(|_| is_success(response.status()))
+                                .map(|change| shared.invalidate(&change));
                             let response = pass(response, forward);
                             match removal {
                                 Some(Step::Pending(removal)) => (removal, shared, response),
@@ -136,9 +144,9 @@ fn is_success(status: StatusCode) -> bool {
 
 impl Shared {
     /// Forgets the response to a GET of this URL, with all variants, and voids fetches under way.
-    fn invalidate(&self, primary: &Key) -> Step<Result<(), Trouble>> {
+    fn invalidate(&self, Change { primary, spent }: &Change) -> Step<Result<(), Trouble>> {
         self.flights.note_voided(primary);
-        self.store.remove(primary)
+        if *spent { Step::Ready(Ok(())) } else { self.store.remove(primary) }
     }
 }
 

@@ -23,7 +23,11 @@ const MAX_COLLECTED_BYTES: usize = 64 << 20;
 
 /// Puts a response cache in front of a service.
 ///
-/// The same layer value and its clones are one cache; build two to keep two apart.
+/// The same layer value and its clones are one cache; build two to keep two apart. Clones may be configured
+/// differently: `layer.clone().ttl(..)` still shares the entries.
+///
+/// # Panics
+/// Requests that wait for others panic on a tokio runtime whose timer is not enabled.
 #[derive(Clone)]
 pub struct CacheLayer {
     shared: Arc<Shared>,

@@ -15,7 +15,7 @@ use tower_service::Service;
 use super::body::{BoxError, ResponseBody};
 use super::coalesce::{self, Looked};
 use super::fill::{Case, Plan};
-use super::future::{Passage, ResponseFuture};
+use super::future::{Change, Passage, ResponseFuture};
 use super::key::Key;
 use super::layer::{Config, Shared};
 use super::lookup::{Found, Search};
@@ -63,8 +63,9 @@ where
             (Some(primary), Ok(asked)) => (primary, asked),
             (None, Ok(_)) => return self.pass(request, Forward::Bypass, None),
             (primary, Err(forward)) => {
-                let changed = primary.filter(|_| changes_its_url(&request));
-                return self.pass(request, forward, changed);
+                let spent = self.shared.store.is_spent(request.extensions());
+                let changes = primary.filter(|_| changes_its_url(&request)).map(|primary| Change { primary, spent });
+                return self.pass(request, forward, changes);
             }
         };
         let looked = if self.shared.store.is_spent(request.extensions()) {
@@ -105,13 +106,13 @@ impl<S: Clone> Cache<S> {
         &mut self,
         request: Request<B>,
         forward: Forward,
-        changed: Option<Key>,
+        changes: Option<Change>,
     ) -> ResponseFuture<S, B, ResBody>
     where
         S: Service<Request<B>, Response = Response<ResBody>>,
     {
         self.shared.metrics.count(Outcome::Bypass);
-        let passage = Passage::Through { shared: self.shared.clone(), forward, changed };
+        let passage = Passage::Through { shared: self.shared.clone(), forward, changes };
         ResponseFuture::forwarded(CallWhenReady::new(ready::take(&mut self.inner), request), passage)
     }
 
@@ -128,7 +129,7 @@ impl<S: Clone> Cache<S> {
     {
         self.shared.metrics.count(Outcome::Miss);
         let passage = if case.asked.head {
-            Passage::Through { shared: self.shared.clone(), forward, changed: None }
+            Passage::Through { shared: self.shared.clone(), forward, changes: None }
         } else {
             Passage::Storing {
                 plan: Box::new(Plan::new(

@@ -1068,6 +1068,20 @@ async fn concurrent_redis_misses_are_one_call() {
 }
 
 #[tokio::test]
+async fn requests_with_credentials_do_not_share_through_redis_either() {
+    let server = RedisServer::start();
+    let (origin, gate) = gated(&[("cache-control", "max-age=60")]);
+    let cache = redis_layer(&server).layer(origin.clone());
+    let clients = ["alice", "bob"].map(|user| spawn(&cache, request(Method::GET, "/", &[("cookie", user)])));
+    eventually("each goes alone", async || origin.calls() == 2).await;
+    gate.add_permits(3);
+    for client in clients {
+        assert_eq!(client.await.unwrap().unwrap().cache_status(), "tower-scale; fwd=uri-miss");
+    }
+    assert_eq!(send(&cache, get("/")).await.text(), "3");
+}
+
+#[tokio::test]
 async fn garbage_in_redis_is_a_miss() {
     let server = RedisServer::start();
     let origin = Origin::answering(|_, _| fresh());
