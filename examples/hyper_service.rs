@@ -5,6 +5,7 @@
 //! curl -i http://127.0.0.1:3001/products/1
 //! curl -i http://127.0.0.1:3001/fibonacci/40
 //! ```
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a program may print")]
 
 use std::convert::Infallible;
 use std::error::Error;

@@ -8,6 +8,7 @@
 //!
 //! Environment: `ADDR` (127.0.0.1:3000), `REDIS_URL` (none: everything stays in this process), `RATE_LIMIT` (requests
 //! per minute per IP, 100), `TRUSTED_PROXIES` (CIDR list whose `X-Forwarded-For` is read), `OFFLOAD_THREADS`, `RUST_LOG`.
+#![allow(clippy::indexing_slicing, clippy::print_stderr, clippy::print_stdout, reason = "a program may print")]
 
 use std::error::Error;
 use std::fmt::Display;

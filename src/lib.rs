@@ -77,9 +77,14 @@
 //! they wrap, which axum, hyper and tonic services are.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+// Each feature uses its own part of the foundations; with all of them, nothing may be unused.
+#[cfg_attr(not(feature = "full"), allow(dead_code, unused_imports, unused_macros))]
 mod body;
+#[cfg_attr(not(feature = "full"), allow(dead_code))]
 mod meter;
+#[cfg_attr(not(feature = "full"), allow(dead_code))]
 mod ready;
+#[cfg_attr(not(feature = "full"), allow(dead_code))]
 mod scope;
 
 #[cfg(feature = "cache")]
@@ -92,6 +97,7 @@ pub mod offload;
 pub mod rate_limit;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg_attr(not(feature = "full"), allow(dead_code))]
 pub mod refusal;
 #[cfg(feature = "telemetry")]
 pub mod telemetry;

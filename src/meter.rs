@@ -9,7 +9,6 @@
 
 /// A metric's name and what it means.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(feature = "metrics"), allow(dead_code))]
 pub(crate) struct Meter {
     pub(crate) name: &'static str,
     pub(crate) help: &'static str,
@@ -36,12 +35,6 @@ macro_rules! handle {
                 Self { meter, label: None, handle: std::sync::OnceLock::new() }
             }
 
-            /// One of a closed set of values for one label.
-            #[allow(dead_code, reason = "not every kind of metric has labels in every set of features")]
-            pub(crate) const fn labelled(meter: Meter, key: &'static str, value: &'static str) -> Self {
-                Self { meter, label: Some((key, value)), handle: std::sync::OnceLock::new() }
-            }
-
             fn handle(&self) -> &$inner {
                 self.handle.get_or_init(|| {
                     metrics::$describe!(self.meter.name, self.meter.help);
@@ -65,11 +58,6 @@ macro_rules! handle {
             pub(crate) const fn new(_: Meter) -> Self {
                 Self
             }
-
-            #[allow(dead_code, reason = "not every kind of metric has labels in every set of features")]
-            pub(crate) const fn labelled(_: Meter, _: &'static str, _: &'static str) -> Self {
-                Self
-            }
         }
     };
 }
@@ -88,8 +76,18 @@ handle!(
 );
 
 #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
-#[allow(dead_code, reason = "each feature uses some of these")]
 impl Counter {
+    /// One of a closed set of values for one label.
+    #[cfg(feature = "metrics")]
+    pub(crate) const fn labelled(meter: Meter, key: &'static str, value: &'static str) -> Self {
+        Self { meter, label: Some((key, value)), handle: std::sync::OnceLock::new() }
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) const fn labelled(_: Meter, _: &'static str, _: &'static str) -> Self {
+        Self
+    }
+
     pub(crate) fn increment(&self, by: u64) {
         #[cfg(feature = "metrics")]
         self.handle().increment(by);
@@ -99,7 +97,6 @@ impl Counter {
 }
 
 #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
-#[allow(dead_code, reason = "each feature uses some of these")]
 impl Gauge {
     pub(crate) fn set(&self, value: f64) {
         #[cfg(feature = "metrics")]
@@ -124,7 +121,6 @@ impl Gauge {
 }
 
 #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
-#[allow(dead_code, reason = "each feature uses some of these")]
 impl Histogram {
     pub(crate) fn record(&self, value: f64) {
         #[cfg(feature = "metrics")]

@@ -20,13 +20,11 @@ thread_local! {
 }
 
 /// Declares that this thread runs no event loop, for as long as it lives.
-#[cfg_attr(not(feature = "offload"), allow(dead_code))]
 pub(crate) fn leave_event_loop() {
     OFF_LOOP.set(true);
 }
 
 /// Whether a long poll on this thread would keep other tasks waiting.
-#[cfg_attr(not(feature = "telemetry"), allow(dead_code))]
 pub(crate) fn on_event_loop() -> bool {
     !OFF_LOOP.get()
 }
@@ -38,7 +36,6 @@ pub(crate) enum Route {
     Unknown,
     #[cfg(feature = "axum")]
     Matched(axum::extract::MatchedPath),
-    #[cfg_attr(not(feature = "telemetry"), allow(dead_code))]
     Named(&'static str),
 }
 
@@ -63,7 +60,7 @@ impl Route {
 
 /// Request extension: a route's name where the router leaves none (plain hyper).
 #[derive(Clone, Copy)]
-pub(crate) struct NamedRoute(#[cfg_attr(not(feature = "telemetry"), allow(dead_code))] pub(crate) &'static str);
+pub(crate) struct NamedRoute(pub(crate) &'static str);
 
 /// Observes every poll of the requests that it was attached to, on whichever thread it happens.
 pub(crate) trait Watch: Send + Sync + 'static {

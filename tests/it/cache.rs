@@ -1,7 +1,5 @@
 //! The response cache, through the layer: what is shared, what never is, and what happens when things end early.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test helpers")]
-
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;

@@ -1,5 +1,4 @@
 //! Who the layer says is calling, for every kind of server and every kind of header.
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::convert::Infallible;
 use std::io::Write;

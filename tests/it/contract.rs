@@ -302,7 +302,7 @@ async fn dropping_after_any_poll_releases_everything() {
                 let path = format!("{path}/{polls}");
                 let done = poll_times(polls, async {
                     let response = stack.clone().oneshot(request(&path)).await.unwrap();
-                    response.into_body().collect().await.map(|body| body.to_bytes())
+                    response.into_body().collect().await.map(http_body_util::Collected::to_bytes)
                 });
                 let done = within(&what, done).await;
                 eventually(&what, async || control.live() == 0 && control.permits.available_permits() == 1).await;

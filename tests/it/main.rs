@@ -1,4 +1,13 @@
 //! The one integration binary. Redis tests start a real `redis-server`.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test may fail loudly; helpers outside of `#[test]` functions are tests too"
+)]
 
 mod cache;
 mod client_ip;

@@ -1,5 +1,4 @@
 //! Real threads, so real time: every wait is for a condition.
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::convert::Infallible;
 use std::num::NonZeroUsize;

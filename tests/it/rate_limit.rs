@@ -1,5 +1,4 @@
 //! The limiter around services, in process and through a real Redis.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -455,12 +455,12 @@ async fn tls_with_an_own_pool() {
     let server = TlsServer::start();
     let root_cert = Some(std::fs::read(server.authority()).unwrap());
     let client = Client::build_with_tls(server.url(), TlsCertificates { client_tls: None, root_cert }).unwrap();
-    let redis = Redis::from_pool(pool_of(client)).unwrap();
+    let redis = Redis::from_pool(pool_of(&client)).unwrap();
     up(&redis).await;
     assert!(server.plain.calls("get") >= 1);
 }
 
-fn pool_of(client: Client) -> deadpool_redis::Pool {
+fn pool_of(client: &Client) -> deadpool_redis::Pool {
     let manager = deadpool_redis::Manager::new(client.get_connection_info().clone()).unwrap();
     deadpool_redis::Pool::builder(manager).max_size(2).build().unwrap()
 }

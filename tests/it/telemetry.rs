@@ -1,5 +1,4 @@
 //! The sampler on real runtimes, and who is blamed for a long poll.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// One server; dropping it kills it.
-pub struct RedisServer {
+pub(crate) struct RedisServer {
     port: u16,
     extra: Vec<String>,
     child: Option<Child>,
@@ -18,12 +18,12 @@ pub struct RedisServer {
 
 impl RedisServer {
     /// Starts a server without persistence and waits until it answers.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// Starts a server with further options (`["--maxmemory", "1mb"]`).
-    pub fn start_with(extra: &[&str]) -> Self {
+    pub(crate) fn start_with(extra: &[&str]) -> Self {
         Self::start_in(Folder::new(), extra)
     }
 
@@ -40,20 +40,20 @@ impl RedisServer {
     }
 
     /// Reserves a port without starting anything on it yet; `launch` starts the server there.
-    pub fn absent() -> Self {
+    pub(crate) fn absent() -> Self {
         Self { port: free_port(), extra: Vec::new(), child: None, folder: Folder::new() }
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// Starts the server (again) on its port.
-    pub fn launch(&mut self) {
+    pub(crate) fn launch(&mut self) {
         assert!(self.try_launch(), "redis-server did not come up on port {}", self.port);
     }
 
@@ -84,7 +84,7 @@ impl RedisServer {
     }
 
     /// Kills the server at once, as a crash would.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("the server was running");
             child.wait().expect("the server can be waited for");
@@ -92,12 +92,12 @@ impl RedisServer {
     }
 
     /// Stops the process without closing its connections (SIGSTOP).
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.signal(libc::SIGSTOP);
     }
 
     /// Lets a frozen process go on (SIGCONT).
-    pub fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         self.signal(libc::SIGCONT);
     }
 
@@ -110,7 +110,7 @@ impl RedisServer {
     }
 
     /// Sends one inline command over a connection of its own and returns the whole raw answer.
-    pub fn command(&self, words: &[&str]) -> String {
+    pub(crate) fn command(&self, words: &[&str]) -> String {
         self.try_command(words).unwrap_or_else(|| panic!("no answer to {words:?}"))
     }
 
@@ -135,7 +135,7 @@ impl RedisServer {
     }
 
     /// How often the server has run `command` (lowercase), from `INFO commandstats`.
-    pub fn calls(&self, command: &str) -> u64 {
+    pub(crate) fn calls(&self, command: &str) -> u64 {
         let stats = self.command(&["INFO", "commandstats"]);
         stats
             .lines()
@@ -181,14 +181,14 @@ impl Drop for Folder {
 }
 
 /// A server that also speaks TLS, with a certificate for `localhost` from an authority of its own.
-pub struct TlsServer {
+pub(crate) struct TlsServer {
     pub plain: RedisServer,
     tls_port: u16,
     authority: String,
 }
 
 impl TlsServer {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let authority_key = rcgen::KeyPair::generate().expect("a key");
         let mut parameters = rcgen::CertificateParams::default();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -207,23 +207,23 @@ impl TlsServer {
         Self { plain, tls_port, authority }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("rediss://localhost:{}", self.tls_port)
     }
 
     /// The file with the authority's certificate (PEM).
-    pub fn authority(&self) -> &str {
+    pub(crate) fn authority(&self) -> &str {
         &self.authority
     }
 }
 
 /// Three masters that share the slots; without full coverage, so that two serve while one is away.
-pub struct Cluster {
+pub(crate) struct Cluster {
     pub masters: [RedisServer; 3],
 }
 
 impl Cluster {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"];
         let masters = [(); 3].map(|()| RedisServer::start_with(&options));
         for (number, master) in masters.iter().enumerate() {
@@ -246,13 +246,13 @@ impl Cluster {
         Self { masters }
     }
 
-    pub fn urls(&self) -> Vec<String> {
+    pub(crate) fn urls(&self) -> Vec<String> {
         self.masters.iter().map(RedisServer::url).collect()
     }
 }
 
 /// A master, its replica, and one sentinel that fails over after half a second.
-pub struct Sentinel {
+pub(crate) struct Sentinel {
     pub master: RedisServer,
     pub replica: RedisServer,
     pub sentinel: RedisServer,
@@ -261,7 +261,7 @@ pub struct Sentinel {
 impl Sentinel {
     pub(crate) const SERVICE: &str = "main";
 
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let master = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
         let port = master.port.to_string();
         let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]);
