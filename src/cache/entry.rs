@@ -148,7 +148,16 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     for name in HOP_BY_HOP {
         kept.remove(name);
     }
+    kept.values_mut().for_each(own);
     kept
+}
+
+/// A client's parser hands out slices of its read buffer: a stored one would keep all of that alive.
+fn own(value: &mut HeaderValue) {
+    if let Ok(mut copy) = HeaderValue::from_bytes(value.as_bytes()) {
+        copy.set_sensitive(value.is_sensitive());
+        *value = copy;
+    }
 }
 
 #[cfg(test)]
@@ -163,6 +172,15 @@ mod tests {
         assert!(head.is_fresh(born) && !head.is_fresh(fresh_until));
         assert!(head.is_fresh(born - Duration::from_secs(59)) && !head.is_fresh(born - Duration::from_secs(61)));
         assert_eq!(head.age(born - Duration::from_secs(59)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_stored_field_keeps_no_larger_buffer_alive() {
+        let buffer = Bytes::from(vec![b'a'; 1 << 16]);
+        let value = HeaderValue::from_maybe_shared(buffer.slice(..5)).unwrap();
+        let kept = end_to_end(&HeaderMap::from_iter([(CONTENT_TYPE, value)]));
+        assert_eq!(kept[CONTENT_TYPE], "aaaaa");
+        assert!(buffer.is_unique());
     }
 
     #[test]

@@ -252,6 +252,15 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_body_keeps_no_larger_buffer_alive() {
+        let buffer = Bytes::from(vec![b'a'; 1 << 16]);
+        let mut writer = writer(&Arc::new(Budget::new(1000)), 100);
+        writer.push(buffer.slice(..5)).unwrap();
+        let whole = writer.complete();
+        assert!(whole == "aaaaa" && buffer.is_unique());
+    }
+
+    #[test]
     fn caps_hand_the_chunk_back_and_the_budget_returns_to_zero() {
         let budget = Arc::new(Budget::new(500));
         let mut first = writer(&budget, 100);

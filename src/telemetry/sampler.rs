@@ -161,19 +161,21 @@ impl Sampler {
     fn run(mut self, readings: &Weak<Readings>) {
         let mut due = Instant::now();
         while let Some(readings) = readings.upgrade() {
-            let Ok(next) = self.sample(due, &readings) else {
+            // Due is counted from before a reading and the pause from after it: if this thread is preempted anywhere
+            // between, the next reading knows that it is late, and two readings are never closer than a period.
+            let begun = Instant::now();
+            let Ok(pause) = self.sample(due, &readings) else {
                 return readings.release();
             };
             drop(readings);
-            due = next;
+            due = begun + pause;
             #[allow(clippy::disallowed_methods, reason = "a thread of our own, whose work is to wait")]
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            std::thread::sleep(pause);
         }
     }
 
-    /// Takes one reading and returns when the next is due: counted from this one, so that a thread that is preempted
-    /// between two readings knows that it is late.
-    fn sample(&mut self, due: Instant, readings: &Readings) -> Result<Instant, Gone> {
+    /// Takes one reading and returns the pause before the next.
+    fn sample(&mut self, due: Instant, readings: &Readings) -> Result<Duration, Gone> {
         self.read_workers();
         let probe = self.read_probe()?;
         let now = Instant::now();
@@ -191,7 +193,7 @@ impl Sampler {
         if self.sent.is_none() {
             self.send_probe();
         }
-        Ok(now + if step.quiet { QUIET_PERIOD } else { PERIOD })
+        Ok(if step.quiet { QUIET_PERIOD } else { PERIOD })
     }
 
     fn since_epoch(&self, instant: Instant) -> Duration {
