@@ -1,4 +1,4 @@
-//! Composable [tower] layers that let any hyper, axum or tonic service scale.
+//! Composable [tower](https://docs.rs/tower) layers that let any hyper, axum or tonic service scale.
 //!
 //! The parts that every guide to "scaling" lists, done once: cache responses, limit each client, keep CPU-heavy work off
 //! the event loop, watch its lag and the process's memory. Add the crate, wrap the service you have, keep its handlers.

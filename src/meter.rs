@@ -98,13 +98,6 @@ impl Counter {
 
 #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
 impl Gauge {
-    pub(crate) fn set(&self, value: f64) {
-        #[cfg(feature = "metrics")]
-        self.handle().set(value);
-        #[cfg(not(feature = "metrics"))]
-        let _ = value;
-    }
-
     pub(crate) fn increment(&self, by: f64) {
         #[cfg(feature = "metrics")]
         self.handle().increment(by);
