@@ -1,5 +1,5 @@
 //! What is scraped. A binary of its own: the sampler records from its own thread, into the process's one recorder.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};

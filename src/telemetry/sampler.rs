@@ -52,9 +52,9 @@ impl Readings {
         if self.sampled.swap(true, Ordering::AcqRel) {
             return;
         }
-        let readings = Arc::downgrade(self);
-        let spawned =
-            std::thread::Builder::new().name("telemetry".into()).spawn(move || Sampler::new(handle).run(&readings));
+        // Made here, since its time begins now: the thread may be run much later.
+        let (sampler, readings) = (Sampler::new(handle), Arc::downgrade(self));
+        let spawned = std::thread::Builder::new().name("telemetry".into()).spawn(move || sampler.run(&readings));
         if let Err(_error) = spawned {
             #[cfg(feature = "tracing")]
             tracing::error!(error = %_error, "no thread for the event-loop sampler: lag and memory are not measured");
@@ -159,7 +159,7 @@ impl Sampler {
 
     /// Samples until the runtime, or the last owner of `readings`, is gone.
     fn run(mut self, readings: &Weak<Readings>) {
-        let mut due = Instant::now();
+        let mut due = self.epoch;
         while let Some(readings) = readings.upgrade() {
             // Due is counted from before a reading and the pause from after it: if this thread is preempted anywhere
             // between, the next reading knows that it is late, and two readings are never closer than a period.

@@ -93,7 +93,8 @@ fn block_once(workers: usize, time: u64) -> (Duration, Vitals) {
         tokio::time::sleep(ms(35 + time % 7)).await;
         let blocked = tokio::spawn(async move { text(router, &format!("/block/{time}")).await }).await.unwrap();
         let blocked = Duration::from_micros(blocked.parse().unwrap());
-        eventually("the stall is in the maximum", async || vitals.lag_max() > blocked.mul_f64(0.8)).await;
+        let what = format!("a stall of {blocked:?} of one of {workers} workers is in the maximum");
+        eventually(&what, async || vitals.lag_max() > blocked.mul_f64(0.8)).await;
         blocked
     });
     (blocked, vitals)
