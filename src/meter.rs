@@ -26,22 +26,18 @@ macro_rules! handle {
         $(#[$doc])*
         pub(crate) struct $name {
             meter: Meter,
-            label: Option<(&'static str, &'static str)>,
             handle: std::sync::OnceLock<$inner>,
         }
 
         impl $name {
             pub(crate) const fn new(meter: Meter) -> Self {
-                Self { meter, label: None, handle: std::sync::OnceLock::new() }
+                Self { meter, handle: std::sync::OnceLock::new() }
             }
 
             fn handle(&self) -> &$inner {
                 self.handle.get_or_init(|| {
                     metrics::$describe!(self.meter.name, self.meter.help);
-                    match self.label {
-                        None => metrics::$register!(self.meter.name),
-                        Some((key, value)) => metrics::$register!(self.meter.name, key => value),
-                    }
+                    metrics::$register!(self.meter.name)
                 })
             }
         }
@@ -77,22 +73,54 @@ handle!(
 
 #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
 impl Counter {
-    /// One of a closed set of values for one label.
-    #[cfg(feature = "metrics")]
-    pub(crate) const fn labelled(meter: Meter, key: &'static str, value: &'static str) -> Self {
-        Self { meter, label: Some((key, value)), handle: std::sync::OnceLock::new() }
-    }
-
-    #[cfg(not(feature = "metrics"))]
-    pub(crate) const fn labelled(_: Meter, _: &'static str, _: &'static str) -> Self {
-        Self
-    }
-
     pub(crate) fn increment(&self, by: u64) {
         #[cfg(feature = "metrics")]
         self.handle().increment(by);
         #[cfg(not(feature = "metrics"))]
         let _ = by;
+    }
+}
+
+/// Counts events of a closed set of kinds, told apart by one label. All of them are there, at zero, from the first event
+/// on: a rate over a series that has just appeared would miss what made it appear.
+pub(crate) struct Counters<const N: usize> {
+    #[cfg(feature = "metrics")]
+    meter: Meter,
+    #[cfg(feature = "metrics")]
+    label: (&'static str, [&'static str; N]),
+    #[cfg(feature = "metrics")]
+    handles: std::sync::OnceLock<[metrics::Counter; N]>,
+}
+
+#[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
+impl<const N: usize> Counters<N> {
+    pub(crate) const fn new(meter: Meter, key: &'static str, values: [&'static str; N]) -> Self {
+        #[cfg(not(feature = "metrics"))]
+        let _ = (meter, key, values);
+        Self {
+            #[cfg(feature = "metrics")]
+            meter,
+            #[cfg(feature = "metrics")]
+            label: (key, values),
+            #[cfg(feature = "metrics")]
+            handles: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// Counts one event of the kind whose value stands at `index`.
+    pub(crate) fn count(&self, index: usize) {
+        #[cfg(feature = "metrics")]
+        {
+            let handles = self.handles.get_or_init(|| {
+                metrics::describe_counter!(self.meter.name, self.meter.help);
+                self.label.1.map(|value| metrics::counter!(self.meter.name, self.label.0 => value))
+            });
+            if let Some(counter) = handles.get(index) {
+                counter.increment(1);
+            }
+        }
+        #[cfg(not(feature = "metrics"))]
+        let _ = index;
     }
 }
 

@@ -7,8 +7,8 @@
 //!    [IANA registry] where one fits, else `about:blank`; the member `reason` always holds [`Reason::as_str`].
 //! 2. `Retry-After` is in whole seconds, rounded up and at least 1, so a client that obeys it is never early. Where a
 //!    crowd was turned away together (a full queue), up to 2 s of jitter spreads its return.
-//! 3. A gRPC request (`Content-Type: application/grpc…`) gets its answer in gRPC's trailers-only form: HTTP 200 with
-//!    `grpc-status` and `grpc-message`.
+//! 3. A gRPC or gRPC-Web request (`Content-Type: application/grpc…`) gets its answer in gRPC's trailers-only form: HTTP
+//!    200 with `grpc-status` and `grpc-message` among the fields.
 //! 4. Every layer takes a hook, `.refusal(|r: &Refusal| -> Response<Bytes>)`, which replaces 1 to 3. A hook that
 //!    leaves out `Cache-Control` gets `no-store` all the same.
 //! 5. The [`Reason`] is in the response's extensions, for outer layers (logs, metrics, error pages).
@@ -134,11 +134,43 @@ impl fmt::Display for Reason {
     }
 }
 
+/// The protocol of a gRPC request, by its content type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grpc {
+    Plain,
+    Web,
+    WebText,
+}
+
+impl Grpc {
+    pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
+        let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+        if !value.get(..16)?.eq_ignore_ascii_case("application/grpc") {
+            return None;
+        }
+        // The message format follows a plus sign, parameters a semicolon.
+        match value.to_ascii_lowercase().split(['+', ';']).next()?.trim_end() {
+            "application/grpc" => Some(Self::Plain),
+            "application/grpc-web" => Some(Self::Web),
+            "application/grpc-web-text" => Some(Self::WebText),
+            _ => None,
+        }
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Plain => "application/grpc",
+            Self::Web => "application/grpc-web+proto",
+            Self::WebText => "application/grpc-web-text+proto",
+        }
+    }
+}
+
 /// What is known of the caller when a layer refuses: taken before the request moves on.
 #[derive(Clone, Default)]
 pub(crate) struct Caller {
     route: Route,
-    grpc: bool,
+    grpc: Option<Grpc>,
     accept: Option<HeaderValue>,
 }
 
@@ -148,8 +180,7 @@ impl Caller {
     }
 
     pub(crate) fn of_parts(headers: &HeaderMap, extensions: &Extensions) -> Self {
-        let grpc = headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        Self { route: Route::of(extensions), grpc, accept: headers.get(ACCEPT).cloned() }
+        Self { route: Route::of(extensions), grpc: Grpc::of(headers), accept: headers.get(ACCEPT).cloned() }
     }
 }
 
@@ -167,9 +198,9 @@ impl Refusal {
 
     /// Tells the client to stay away for `wait`: rounded up to whole seconds, at least 1, jittered for crowds.
     pub(crate) fn retry_after_at_least(mut self, wait: Duration) -> Self {
-        let whole = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let whole = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
         let jitter = if self.reason.strikes_a_crowd() { RandomState::new().hash_one(0) % 3 } else { 0 };
-        self.retry_after = Some(Duration::from_secs(whole.max(1) + jitter));
+        self.retry_after = Some(Duration::from_secs(whole.max(1).saturating_add(jitter)));
         self
     }
 
@@ -197,10 +228,10 @@ impl Refusal {
         self.caller.route.as_str()
     }
 
-    /// Whether the request was a gRPC call.
+    /// Whether the request was a gRPC or gRPC-Web call.
     #[must_use]
     pub fn is_grpc(&self) -> bool {
-        self.caller.grpc
+        self.caller.grpc.is_some()
     }
 
     /// The request's (first) `Accept` field.
@@ -210,7 +241,7 @@ impl Refusal {
     }
 
     fn default_response(&self) -> Response<Bytes> {
-        let mut response = if self.caller.grpc { self.grpc() } else { self.problem() };
+        let mut response = self.caller.grpc.map_or_else(|| self.problem(), |grpc| self.trailers_only(grpc));
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs()));
         }
@@ -233,10 +264,10 @@ impl Refusal {
         response
     }
 
-    fn grpc(&self) -> Response<Bytes> {
+    fn trailers_only(&self, grpc: Grpc) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(grpc.content_type()));
         headers.insert("grpc-status", HeaderValue::from_static(self.reason.grpc_status()));
         headers.insert("grpc-message", HeaderValue::from_static(self.reason.as_str()));
         response
@@ -328,6 +359,25 @@ mod tests {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "8");
         assert!(response.body().is_empty());
+    }
+
+    #[test]
+    fn grpc_is_told_by_the_whole_media_type() {
+        for (value, expected) in [
+            ("application/grpc", Some(Grpc::Plain)),
+            ("Application/gRPC+json", Some(Grpc::Plain)),
+            ("application/grpc; charset=x", Some(Grpc::Plain)),
+            ("application/grpc-web+proto", Some(Grpc::Web)),
+            ("application/grpc-web-text", Some(Grpc::WebText)),
+            ("application/grpcfoo", None),
+            ("application/json", None),
+        ] {
+            let caller = caller("content-type", value);
+            assert_eq!(caller.grpc, expected, "{value}");
+            let response = Refuse::default().respond(&Refusal::new(Reason::QueueFull, caller));
+            let kind = expected.map_or("application/problem+json", Grpc::content_type);
+            assert_eq!(response.headers()[CONTENT_TYPE], kind, "{value}");
+        }
     }
 
     #[test]

@@ -134,6 +134,7 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
     match case.shared.flights.join(&miss.key, &case.primary, miss.seen) {
         Join::Lead(seat) => Turn::Lead(seat, miss),
         Join::Wait(ticket) => follow(case, ticket, parts, miss).await,
+        Join::Unshared => Turn::Alone(Alone { forward: miss.forward, storing: true, spec: miss.spec }),
         Join::LookAgain => Turn::Again(None),
         Join::Full => Turn::Alone(Alone::passing(miss.forward)),
     }

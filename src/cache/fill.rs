@@ -1,8 +1,10 @@
 //! From the head of a response to its place in the store: decide, collect, keep.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -33,8 +35,11 @@ use crate::scope::{Scope, Scoped};
 
 /// Responses being fetched or collected at once. Beyond: nothing more is stored.
 const MAX_FILLS: usize = 1024;
-/// A fetch that nobody wants any more ends after this time, if it has not ended by itself.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A fetch that nobody wants any more ends after this time, if no head has come. Long enough for a lookup that the next
+/// client will ask for; short enough that clients who come and go cannot keep a queue behind this cache full.
+const HEAD_PATIENCE: Duration = Duration::from_secs(1);
+/// A response that nobody wants any more is collected for this time at most, after which it is given up.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// What is set aside beside a body of known length, for its division into chunks.
 const MARGIN: usize = 4 * 1024;
 /// What a URL's responses vary by is remembered for at least this time, beyond any one response.
@@ -246,14 +251,17 @@ where
         Err(response) => plan.pass(response),
         Ok((response, collector)) => {
             let scope = plan.scope.clone();
-            let work = async move {
+            let mut work = Box::pin(Scoped::new(scope, async move {
                 let _place = place;
                 let stream = collector.stream().clone();
                 if let Collected::Whole(entry) = collector.collect().await {
                     plan.keep(&stream, &entry).await;
                 }
-            };
-            detach(&runtime, audience, Scoped::new(scope, work));
+            }));
+            // What is there at once is stored before its client can ask again. The task registers its own waker.
+            if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                detach(&runtime, audience, work);
+            }
             response
         }
     }
@@ -298,7 +306,13 @@ impl<S, B> Fill<S, B> {
         ResBody::Error: Into<BoxError>,
     {
         let Self { plan, seat, place: _place, inner, request } = self;
-        let response = match CallWhenReady::new(inner, request).await {
+        let audience = seat.audience().clone();
+        let called = tokio::select! {
+            biased;
+            called = CallWhenReady::new(inner, request) => called,
+            () = audience.abandoned_for(HEAD_PATIENCE) => return,
+        };
+        let response = match called {
             Ok(response) => response,
             Err(error) => {
                 seat.fail();
@@ -312,33 +326,45 @@ impl<S, B> Fill<S, B> {
                 if verdict == Verdict::Failed {
                     seat.fail();
                 } else {
-                    seat.release();
+                    seat.refuse();
                 }
                 let _ = client.send(Ok(plan.pass(response)));
                 return;
             }
         };
-        let collector = match plan.open(response, &terms, seat.audience()) {
+        match plan.open(response, &terms, &audience) {
             Ok((response, collector)) => {
                 seat.stream(collector.stream().clone());
+                let mut landing = pin!(land(plan, seat, collector));
+                // What is there at once is stored before its client can ask again.
+                let landed = poll_fn(|cx| Poll::Ready(landing.as_mut().poll(cx).is_ready())).await;
                 let _ = client.send(Ok(response));
-                collector
+                if !landed {
+                    landing.await;
+                }
             }
             Err(response) => {
                 seat.release();
                 let _ = client.send(Ok(plan.pass(response)));
-                return;
             }
-        };
-        let stream = collector.stream().clone();
-        match collector.collect().await {
-            Collected::Broken => seat.fail(),
-            Collected::Unstorable => seat.release(),
-            Collected::Whole(entry) => {
-                seat.complete(stream.clone(), entry.clone());
-                plan.keep(&stream, &entry).await;
-                seat.land();
-            }
+        }
+    }
+}
+
+/// Collects the body, tells those who wait, and stores it.
+async fn land<B>(plan: Plan, seat: Seat, collector: Collector<B>)
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let stream = collector.stream().clone();
+    match collector.collect().await {
+        Collected::Broken => seat.fail(),
+        Collected::Unstorable => seat.refuse(),
+        Collected::Whole(entry) => {
+            seat.complete(stream.clone(), entry.clone());
+            plan.keep(&stream, &entry).await;
+            seat.land();
         }
     }
 }
@@ -353,7 +379,7 @@ fn detach(
         tokio::select! {
             biased;
             () = work => {}
-            () = audience.abandoned_for(PATIENCE) => {}
+            () = audience.abandoned_for(BODY_PATIENCE) => {}
         }
     })
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::entry::{Entry, Head};
 use super::key::{BuildPrehashed, Key};
 use super::log::Log;
+use super::markers::Markers;
 use super::metrics::Metrics;
 use super::vary::VarySpec;
 
@@ -60,6 +61,8 @@ pub(super) struct Flights {
     stored: Stripes,
     /// Counts invalidations: a fetch that is older than the last one must not be stored.
     voided: Stripes,
+    /// Keys whose last response was not for sharing: nobody waits for the next one in vain.
+    unshared: Markers,
 }
 
 struct Flight {
@@ -77,6 +80,8 @@ pub(super) enum Join {
     Lead(Seat),
     /// Somebody fetches this.
     Wait(Ticket),
+    /// The last response was not for sharing: go alone, and store what comes if it may be.
+    Unshared,
     /// Something was stored since you looked.
     LookAgain,
     /// Too many fetches, or too many who wait.
@@ -85,7 +90,13 @@ pub(super) enum Join {
 
 impl Flights {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { table: Mutex::default(), metrics, stored: Stripes::new(), voided: Stripes::new() }
+        Self {
+            table: Mutex::default(),
+            metrics,
+            stored: Stripes::new(),
+            voided: Stripes::new(),
+            unshared: Markers::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Flight>, BuildPrehashed>> {
@@ -99,6 +110,7 @@ impl Flights {
 
     pub(super) fn note_stored(&self, key: &Key) {
         self.stored.bump(key);
+        self.unshared.clear(key);
     }
 
     /// To be read before a request is forwarded, and compared before its response is stored.
@@ -113,6 +125,9 @@ impl Flights {
     /// Leads or joins the fetch of `key`, after a lookup that began when [`stored`](Self::stored) was `seen`. A fetch
     /// that is older than the last invalidation of the URL is left to those who wait for it already.
     pub(super) fn join(self: &Arc<Self>, key: &Key, primary: &Key, seen: u64) -> Join {
+        if self.unshared.holds(key, Instant::now()) {
+            return Join::Unshared;
+        }
         let voided = self.voided(primary);
         let mut table = self.lock();
         if let Some(flight) = table.get(key).filter(|flight| flight.voided == voided) {
@@ -189,6 +204,12 @@ impl Seat {
     pub(super) fn land(mut self) {
         self.taken = false;
         self.flight.leave_table(&mut self.flights.lock());
+    }
+
+    /// The response is not for sharing: sends everybody on their own way, also those who come in the next while.
+    pub(super) fn refuse(self) {
+        self.flights.unshared.mark(&self.flight.key, Instant::now());
+        self.release();
     }
 
     /// Sends everybody on their own way.

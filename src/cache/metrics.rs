@@ -1,6 +1,6 @@
 //! The module's numbers.
 
-use crate::meter::{Counter, Gauge, Histogram, Meter};
+use crate::meter::{Counter, Counters, Gauge, Histogram, Meter};
 
 const REQUESTS: Meter =
     Meter::new("cache_requests_total", "Requests, by what the cache did: hit, miss, collapsed, bypass, failed");
@@ -28,22 +28,13 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 5] = [Self::Hit, Self::Miss, Self::Collapsed, Self::Bypass, Self::Failed];
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Collapsed => "collapsed",
-            Self::Bypass => "bypass",
-            Self::Failed => "failed",
-        }
-    }
+    /// In the order of the variants.
+    const WORDS: [&str; 5] = ["hit", "miss", "collapsed", "bypass", "failed"];
 }
 
 /// One layer's handles.
 pub(super) struct Metrics {
-    requests: [Counter; Outcome::ALL.len()],
+    requests: Counters<5>,
     fills: Gauge,
     waiters: Gauge,
     pub(super) store_errors: Counter,
@@ -53,7 +44,7 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn new() -> Self {
         Self {
-            requests: Outcome::ALL.map(|outcome| Counter::labelled(REQUESTS, "outcome", outcome.as_str())),
+            requests: Counters::new(REQUESTS, "outcome", Outcome::WORDS),
             fills: Gauge::new(FILLS),
             waiters: Gauge::new(WAITERS),
             store_errors: Counter::new(STORE_ERRORS),
@@ -62,9 +53,7 @@ impl Metrics {
     }
 
     pub(super) fn count(&self, outcome: Outcome) {
-        if let Some(counter) = self.requests.get(outcome as usize) {
-            counter.increment(1);
-        }
+        self.requests.count(outcome as usize);
     }
 
     pub(super) fn fill_began(&self) {

@@ -23,11 +23,12 @@
 //!    client force misses.
 //! 8. **`Vary`**: variants have keys of their own, made of all lines of the named fields. At most 16 names.
 //! 9. **One fetch per key.** It runs in a task of its own, in the scope of the request that began it, and no client that
-//!    leaves cancels it; one that nobody wants for 30 s ends. Who comes meanwhile waits, at most 5 s, then goes alone;
+//!    leaves cancels it; one that
+//!    nobody wants ends after 1 s without a head, after 30 s without a whole body. Who comes meanwhile waits, at most 5 s, then goes alone;
 //!    a request waits with itself in hand, so it can take over. Between a lookup and a fetch no other fetch slips in:
 //!    a lookup that is older than the last store of its key is repeated.
 //! 10. **The head decides.** Not storable: everybody goes alone at once, and the forwarded request has the live
-//!     response. Storable: the body is shared while it grows if its length is known, else when it is whole.
+//!     response. For 120 s, or until something is stored, who asks for that key fetches for itself without waiting. Storable: the body is shared while it grows if its length is known, else when it is whole.
 //! 11. **A failed fetch** (inner error, panic, broken body, 5xx that nobody asked to keep) is tried again by one of those
 //!     who wait, twice at most; then the others get a 502. The request that ran has the inner error, panic or
 //!     response itself.
@@ -121,6 +122,7 @@ mod key;
 mod layer;
 mod log;
 mod lookup;
+mod markers;
 mod memory;
 mod metrics;
 mod policy;

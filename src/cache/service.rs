@@ -6,8 +6,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tower_service::Service;
@@ -24,6 +23,7 @@ use super::request::Asked;
 use super::status::Forward;
 use super::vary::VarySpec;
 use crate::ready::{self, CallWhenReady};
+use crate::refusal::Grpc;
 use crate::scope::Scope;
 
 /// A service behind a response cache; made by [`CacheLayer`](super::CacheLayer).
@@ -96,8 +96,7 @@ where
 /// Whether success of the request outdates what is stored for its URL (RFC 9111 §4.4). A gRPC call never does: nobody
 /// asks for its URL with GET.
 fn changes_its_url<B>(request: &Request<B>) -> bool {
-    let grpc = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/grpc");
-    !request.method().is_safe() && !request.headers().get(CONTENT_TYPE).is_some_and(grpc)
+    !request.method().is_safe() && Grpc::of(request.headers()).is_none()
 }
 
 impl<S: Clone> Cache<S> {

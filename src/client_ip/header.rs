@@ -61,7 +61,8 @@ impl Header {
 
 /// All `X-Forwarded-For` lines as one chain, nearest hop first.
 fn addresses(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
-    lines(headers, &X_FORWARDED_FOR).flat_map(|line| line.rsplit(',').map(address::parse))
+    lines(headers, &X_FORWARDED_FOR)
+        .flat_map(|line| line.rsplit(|byte| *byte == b',').map(|entry| address::parse(str::from_utf8(entry).ok()?)))
 }
 
 /// All `Forwarded` lines as one chain, nearest hop first.
@@ -69,9 +70,9 @@ fn elements(headers: &HeaderMap) -> impl Iterator<Item = Element<'_>> {
     lines(headers, &FORWARDED).flat_map(forwarded::elements_from_the_right)
 }
 
-/// The field lines, last one first. One that is not text stays in its place, as an entry that names nobody.
-fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
-    headers.get_all(name).iter().rev().map(|line| line.to_str().unwrap_or_default())
+/// The field lines, last one first: bytes, for what a client wrote in a line must not hide what a proxy appended to it.
+fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    headers.get_all(name).iter().rev().map(http::HeaderValue::as_bytes)
 }
 
 fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
@@ -84,6 +85,9 @@ fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
 }
 
 fn x_forwarded_origin(uri: &Uri, headers: &HeaderMap) -> Option<Origin> {
-    let nearest = |name| Some(lines(headers, name).next()?.rsplit(',').next()?.trim_matches([' ', '\t']));
+    let nearest = |name| {
+        let value = lines(headers, name).next()?.rsplit(|byte| *byte == b',').next()?;
+        Some(str::from_utf8(value).ok()?.trim_matches([' ', '\t']))
+    };
     origin::requested(nearest(&X_FORWARDED_PROTO), nearest(&X_FORWARDED_HOST), uri, headers)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::meter::{Counter, Gauge, Histogram, Meter};
+use crate::meter::{Counters, Gauge, Histogram, Meter};
 
 const REQUESTS: Meter =
     Meter::new("offload_requests_total", "Requests and closures given to an offload pool, by how they ended.");
@@ -27,22 +27,13 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Completed => "completed",
-            Self::Refused => "refused",
-            Self::Cancelled => "cancelled",
-            Self::Panicked => "panicked",
-        }
-    }
+    /// In the order of the variants.
+    const WORDS: [&str; 4] = ["completed", "refused", "cancelled", "panicked"];
 }
 
 /// One pool's handles. Levels are counted up and down, never set, so that several pools add up.
 pub(super) struct Metrics {
-    completed: Counter,
-    refused: Counter,
-    cancelled: Counter,
-    panicked: Counter,
+    requests: Counters<4>,
     queue_depth: Gauge,
     active: Gauge,
     threads: Gauge,
@@ -52,14 +43,8 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub(super) const fn new() -> Self {
-        const fn outcome(outcome: Outcome) -> Counter {
-            Counter::labelled(REQUESTS, "outcome", outcome.as_str())
-        }
         Self {
-            completed: outcome(Outcome::Completed),
-            refused: outcome(Outcome::Refused),
-            cancelled: outcome(Outcome::Cancelled),
-            panicked: outcome(Outcome::Panicked),
+            requests: Counters::new(REQUESTS, "outcome", Outcome::WORDS),
             queue_depth: Gauge::new(QUEUE_DEPTH),
             active: Gauge::new(ACTIVE),
             threads: Gauge::new(THREADS),
@@ -69,13 +54,7 @@ impl Metrics {
     }
 
     pub(super) fn count(&self, outcome: Outcome) {
-        match outcome {
-            Outcome::Completed => &self.completed,
-            Outcome::Refused => &self.refused,
-            Outcome::Cancelled => &self.cancelled,
-            Outcome::Panicked => &self.panicked,
-        }
-        .increment(1);
+        self.requests.count(outcome as usize);
     }
 
     pub(super) fn queued(&self) {

@@ -70,11 +70,13 @@ impl<S: Service<Request<B>>, B> State<S, B, CallWhenReady<S, Request<B>>> {
     /// Redis has decided, or has failed to, in which case this process decides.
     fn answered(waiting: Waiting<S, B>, answer: Result<Verdict, Unanswered>) -> Self {
         let Waiting { client, layer, service, mut request } = waiting;
-        let verdict = answer.inspect(|verdict| layer.limiter.metrics.decided(verdict.admitted, false));
-        let verdict = verdict.unwrap_or_else(|failure| {
-            layer.note(&failure, request.extensions_mut());
-            layer.decide_here(client)
-        });
+        let verdict = match answer {
+            Ok(verdict) => layer.decided_remotely(client, verdict),
+            Err(failure) => {
+                layer.note(&failure, request.extensions_mut());
+                layer.decide_here(client)
+            }
+        };
         if verdict.admitted {
             Self::passed(service, request, layer.policy.clone(), verdict)
         } else {

@@ -4,7 +4,12 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, capacity, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local tat = tonumber(redis.call('GET', KEYS[1])) or 0
-local debt = math.min(math.max(tat - now, 0), capacity)
+-- Redis's clock went back, or a server took over whose clock is behind: nobody owes more than a whole burst.
+if tat - now > capacity then
+  tat = now + capacity
+  redis.call('SET', KEYS[1], string.format('%.0f', tat), 'PX', math.ceil(capacity / 1000))
+end
+local debt = math.max(tat - now, 0)
 local owed = debt + interval * cost
 if owed > capacity then
   return {0, debt}

@@ -1,6 +1,6 @@
 //! What the limiter counts.
 
-use crate::meter::{Counter, Meter};
+use crate::meter::{Counter, Counters, Meter};
 
 const DECISIONS: Meter = Meter::new(
     "rate_limit_decisions_total",
@@ -11,35 +11,41 @@ const EVICTIONS: Meter = Meter::new(
     "Clients that took the slot of one still in debt, and inherited that debt: the table is too small",
 );
 
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Admitted,
+    Refused,
+    AdmittedDegraded,
+    RefusedDegraded,
+    PeerUnknown,
+}
+
+impl Decision {
+    /// In the order of the variants.
+    const WORDS: [&str; 5] = ["admitted", "refused", "admitted_degraded", "refused_degraded", "peer_unknown"];
+
+    pub(crate) fn of(admitted: bool, degraded: bool) -> Self {
+        match (admitted, degraded) {
+            (true, false) => Self::Admitted,
+            (false, false) => Self::Refused,
+            (true, true) => Self::AdmittedDegraded,
+            (false, true) => Self::RefusedDegraded,
+        }
+    }
+}
+
 pub(crate) struct Metrics {
-    admitted: Counter,
-    refused: Counter,
-    admitted_degraded: Counter,
-    refused_degraded: Counter,
-    pub(crate) peer_unknown: Counter,
+    decisions: Counters<5>,
     pub(crate) evictions: Counter,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let decision = |decision| Counter::labelled(DECISIONS, "decision", decision);
-        Self {
-            admitted: decision("admitted"),
-            refused: decision("refused"),
-            admitted_degraded: decision("admitted_degraded"),
-            refused_degraded: decision("refused_degraded"),
-            peer_unknown: decision("peer_unknown"),
-            evictions: Counter::new(EVICTIONS),
-        }
+        Self { decisions: Counters::new(DECISIONS, "decision", Decision::WORDS), evictions: Counter::new(EVICTIONS) }
     }
 
-    pub(crate) fn decided(&self, admitted: bool, degraded: bool) {
-        let counter = match (admitted, degraded) {
-            (true, false) => &self.admitted,
-            (false, false) => &self.refused,
-            (true, true) => &self.admitted_degraded,
-            (false, true) => &self.refused_degraded,
-        };
-        counter.increment(1);
+    pub(crate) fn count(&self, decision: Decision) {
+        self.decisions.count(decision as usize);
     }
 }

@@ -14,6 +14,7 @@ use super::future::ResponseFuture;
 use super::future::Waiting;
 use super::layer::RateLimitLayer;
 use super::limiter::Verdict;
+use super::metrics::Decision;
 use super::partition::Partition;
 use super::question::Unanswered;
 use crate::client_ip;
@@ -72,7 +73,16 @@ impl RateLimitLayer {
     /// Decides in process, because there is no Redis, or because it did not.
     pub(crate) fn decide_here(&self, client: Partition) -> Verdict {
         let verdict = self.limiter.check(client);
-        self.limiter.metrics.decided(verdict.admitted, self.has_remote());
+        self.limiter.metrics.count(Decision::of(verdict.admitted, self.has_remote()));
+        verdict
+    }
+
+    /// What Redis admits is owed here too: whoever makes Redis fail gets no second burst.
+    pub(crate) fn decided_remotely(&self, client: Partition, verdict: Verdict) -> Verdict {
+        if verdict.admitted {
+            self.limiter.check(client);
+        }
+        self.limiter.metrics.count(Decision::of(verdict.admitted, false));
         verdict
     }
 
@@ -86,7 +96,7 @@ impl RateLimitLayer {
     /// A request without a peer. One key for all of those would let any of them lock out the rest.
     fn refuse_stranger<B>(&self, request: &Request<B>) -> Response<Bytes> {
         self.alarm.raise();
-        self.limiter.metrics.peer_unknown.increment(1);
+        self.limiter.metrics.count(Decision::PeerUnknown);
         self.refuse.respond(&Refusal::new(Reason::PeerUnknown, Caller::of(request)))
     }
 

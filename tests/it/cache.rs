@@ -553,9 +553,9 @@ async fn a_fetch_that_nobody_wants_ends_by_itself_after_a_while() {
     settle().await;
     client.abort();
     drop((origin, cache, gate));
-    tokio::time::sleep(Duration::from_secs(29)).await;
+    tokio::time::sleep(Duration::from_millis(900)).await;
     assert!(held.upgrade().is_some(), "still running");
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(held.upgrade().is_none());
 }
 
@@ -589,6 +589,45 @@ async fn uncacheable_at_the_head_releases_everybody_at_once() {
     let mut bodies: Vec<_> = join_all(clients).await.into_iter().map(|a| a.unwrap().unwrap().body.unwrap()).collect();
     bodies.sort_by_key(|body| body.parse::<usize>().unwrap());
     assert_eq!(bodies, ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"]);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_what_was_not_for_sharing_until_something_is_stored() {
+    let cacheable = Arc::new(AtomicBool::new(false));
+    let (gate, now) = (Arc::new(Semaphore::new(0)), cacheable.clone());
+    let waiting = gate.clone();
+    let origin = Origin::new(move |_, _| {
+        let (gate, field) = (waiting.clone(), if now.load(Ordering::SeqCst) { "max-age=60" } else { "no-store" });
+        async move {
+            gate.acquire().await.unwrap().forget();
+            Ok(Response::builder().header("cache-control", field).body(text("x")).unwrap())
+        }
+    });
+    let cache = origin.cached();
+    gate.add_permits(1);
+    send(&cache, get("/")).await;
+    let side_by_side: Vec<_> = (0..5).map(|_| spawn(&cache, get("/"))).collect();
+    eventually("nobody waits for another", async || origin.calls() == 6).await;
+    gate.add_permits(5);
+    join_all(side_by_side).await;
+    // A response that may be stored ends it.
+    cacheable.store(true, Ordering::SeqCst);
+    gate.add_permits(1);
+    send(&cache, get("/")).await;
+    assert!(send(&cache, get("/")).await.is_hit());
+    assert_eq!(origin.calls(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_response_is_stored_before_its_client_can_ask_again() {
+    let origin = Origin::with(&[("cache-control", "max-age=60")]);
+    let cache = origin.cached();
+    for n in 0..500 {
+        let path = format!("/{n}");
+        send(&cache, get(&path)).await;
+        let second = send(&cache, get(&path)).await;
+        assert!(second.is_hit(), "{}", second.cache_status());
+    }
 }
 
 #[tokio::test]
@@ -936,15 +975,19 @@ async fn trailers_reach_the_client_and_are_never_lost_in_the_store() {
 
 #[tokio::test]
 async fn a_body_that_panics_is_an_error_for_all_and_stored_for_none() {
-    struct Bomb;
+    struct Bomb(bool);
     impl http_body::Body for Bomb {
         type Data = Bytes;
         type Error = BoxError;
-        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-            panic!("the body panics")
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            assert!(!self.0, "the body panics");
+            self.0 = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
         }
     }
-    let origin = Origin::new(|_, _| async { Ok(fresh().header("content-length", "5").body(Body::new(Bomb)).unwrap()) });
+    let origin =
+        Origin::new(|_, _| async { Ok(fresh().header("content-length", "5").body(Body::new(Bomb(false))).unwrap()) });
     let cache = origin.cached();
     for n in 1..=2 {
         assert!(send(&cache, get("/")).await.body.is_err());

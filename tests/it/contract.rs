@@ -316,6 +316,38 @@ async fn dropping_after_any_poll_releases_everything() {
     }
 }
 
+/// Work that waits for a thread is given up with its clients, whatever stands between them and the pool.
+#[tokio::test]
+async fn queued_work_of_clients_that_left_never_runs() {
+    for cached in [false, true] {
+        let pool = OffloadPool::builder().threads(std::num::NonZeroUsize::MIN).build().unwrap();
+        let (calls, blocked) = (Arc::new(std::sync::atomic::AtomicUsize::new(0)), std::sync::mpsc::channel::<()>());
+        let (release, wait) = (blocked.0, Arc::new(std::sync::Mutex::new(blocked.1)));
+        let counter = calls.clone();
+        let handler = tower::service_fn(move |_: Request<Body>| {
+            let (counter, wait) = (counter.clone(), wait.clone());
+            async move {
+                counter.fetch_add(1, Ordering::SeqCst);
+                let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(10));
+                Ok(Response::new(Body::empty()))
+            }
+        });
+        let mut stack = boxed(OffloadLayer::new(pool).layer(handler));
+        if cached {
+            stack = boxed(CacheLayer::new(MemoryStore::new(1 << 20)).layer(stack));
+        }
+        let clients: Vec<_> = (0..20).map(|n| tokio::spawn(stack.clone().oneshot(request(&format!("/{n}"))))).collect();
+        eventually("one has the thread", async || calls.load(Ordering::SeqCst) == 1).await;
+        clients.iter().for_each(tokio::task::JoinHandle::abort);
+        // The cache keeps a fetch that nobody wants for a second, in case its next client comes.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        drop(release);
+        let next = within("the next request", stack.oneshot(request("/next"))).await.unwrap();
+        assert_eq!(next.status(), StatusCode::OK);
+        assert_eq!(calls.load(Ordering::SeqCst), 2, "cached: {cached}");
+    }
+}
+
 // === types ===
 
 fn send_sync<T: Send + Sync + 'static>() {}
@@ -341,6 +373,11 @@ fn auto_traits() {
     layer_type::<PeerAddr>();
     layer_type::<Reason>();
     layer_type::<cache::CacheTtl>();
+    layer_type::<client_ip::Header>();
+    layer_type::<client_ip::TrustedProxies>();
+    layer_type::<offload::PoolBuilder>();
+    layer_type::<redis::Kind>();
+    layer_type::<telemetry::Memory>();
     send_sync::<Refusal>();
 
     layer_type::<cache::Cache<Plain>>();
@@ -349,7 +386,13 @@ fn auto_traits() {
     layer_type::<rate_limit::RateLimit<Plain>>();
     layer_type::<telemetry::Telemetry<Plain>>();
 
-    // axum's and tonic's bodies are not `Sync`, so neither are ours around them.
+    // axum's and tonic's futures and bodies are not `Sync`, so neither are ours around them.
+    send::<cache::ResponseFuture<Plain, Body, Body>>();
+    send::<client_ip::ResponseFuture<Plain, Body>>();
+    send::<offload::ResponseFuture<Plain, Body>>();
+    send::<offload::Offloaded<u8>>();
+    send::<rate_limit::ResponseFuture<Plain, Body>>();
+    send::<telemetry::ResponseFuture<PlainFuture>>();
     send::<cache::ResponseBody<Body>>();
     send::<client_ip::ResponseBody<Body>>();
     send::<offload::ResponseBody<Body>>();
@@ -361,11 +404,29 @@ fn auto_traits() {
     error_type::<client_ip::ConfigError>();
     error_type::<offload::BuildError>();
     error_type::<offload::OffloadError>();
+    error_type::<rate_limit::ConfigError>();
     error_type::<cache::BodyError>();
 }
 
 /// A service that is everything a layer could wish for.
-type Plain = tower::util::ServiceFn<fn(Request<Body>) -> std::future::Ready<Result<Response<Body>, Infallible>>>;
+type Plain = tower::util::ServiceFn<fn(Request<Body>) -> PlainFuture>;
+type PlainFuture = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+/// Every public type is asserted above.
+#[test]
+fn auto_traits_of_every_public_type() {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let asserted = std::fs::read_to_string(source.join("tests/it/contract.rs")).unwrap();
+    for module in ["cache", "client_ip", "offload", "rate_limit", "redis", "telemetry"] {
+        let page = std::fs::read_to_string(source.join("src").join(module).join("mod.rs")).unwrap();
+        let exports = page.lines().filter_map(|line| line.strip_prefix("pub use ")?.split_once("::"));
+        let names = exports.flat_map(|(_, names)| names.trim_matches(|c| "{};".contains(c)).split(", "));
+        // Traits, aliases and constants have no auto traits to assert.
+        for name in names.filter(|name| !["Store", "BoxError", "LAG_BUCKETS"].contains(name)) {
+            assert!(asserted.contains(name), "{module}::{name}");
+        }
+    }
+}
 
 // === one line each ===
 

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use sfv::{BareItem, List, ListEntry, Parser};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_scale::client_ip::PeerAddr;
 use tower_scale::rate_limit::{Quota, RateLimit, RateLimitLayer};
 use tower_scale::redis::Redis;
@@ -268,7 +268,7 @@ fn decisions_and_evictions_are_counted() {
     // 512 slots: the rest of the newcomers took somebody's, or were refused.
     let evictions = of("rate_limit_table_evictions_total ");
     assert!(evictions > 0 && evictions <= admitted - 3, "{counters:?}");
-    assert_eq!(counters.len(), 4, "{counters:?}");
+    assert_eq!(counters.len(), 6, "all decisions are there from the first on: {counters:?}");
 }
 
 /// With a budget that no busy machine exceeds: what Redis should decide, it decides.
@@ -340,7 +340,45 @@ async fn a_redis_that_forgot_the_script_or_holds_garbage_costs_nobody_an_error()
     assert_eq!(standing(send(&service, request("203.0.113.9")).await.headers()).0, 2);
     server.command(&["DEL", &key]);
     server.command(&["LPUSH", &key, "wrong type"]);
-    assert_eq!(admitted(&service, "203.0.113.9", 5).await, 3, "the process decides by itself");
+    assert_eq!(admitted(&service, "203.0.113.9", 5).await, 0, "what Redis admitted is owed here too");
+    let other = key.replace("203.0.113.9", "203.0.113.10");
+    server.command(&["LPUSH", &other, "wrong type"]);
+    assert_eq!(admitted(&service, "203.0.113.10", 5).await, 3, "the process decides by itself");
+}
+
+#[tokio::test]
+async fn a_clock_that_went_back_costs_one_burst_at_most() {
+    let server = RedisServer::start();
+    let service = limited(&through(&server.url(), Quota::per_second(1)));
+    assert_eq!(status(&service, "203.0.113.9").await, 200);
+    let time = server.command(&["EVAL", "return redis.call('TIME')[1]", "0"]);
+    let in_an_hour = (time.trim().parse::<u64>().unwrap() + 3600) * 1_000_000;
+    server.command(&["SET", &key_of(&server), &in_an_hour.to_string()]);
+    let refused = send(&service, request("203.0.113.9")).await;
+    assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].as_bytes()), (429, b"1".as_slice()));
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    assert_eq!(status(&service, "203.0.113.9").await, 200);
+}
+
+/// The limiter's timeout is the request's only one: the cache behind it asks the same Redis no more.
+#[tokio::test]
+async fn after_a_timeout_the_request_asks_redis_no_more() {
+    let server = RedisServer::start();
+    let budget = Duration::from_millis(300);
+    let redis = Redis::connect(&server.url()).unwrap().time_budget(budget);
+    let limiter = || RateLimitLayer::new(Quota::per_hour(50)).redis(redis.clone());
+    let handler = service_fn(|_: Request<Body>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let service = ServiceBuilder::new().layer(limiter()).layer(limiter()).layer(limiter()).service(handler);
+    eventually("Redis decides", || async {
+        service.clone().oneshot(request("203.0.113.9")).await.unwrap();
+        server.command(&["DBSIZE"]).starts_with(":1")
+    })
+    .await;
+    server.freeze();
+    let started = Instant::now();
+    service.oneshot(request("203.0.113.9")).await.unwrap();
+    assert!(started.elapsed() < 2 * budget, "one budget, not three: {:?}", started.elapsed());
+    server.thaw();
 }
 
 fn key_of(server: &RedisServer) -> String {
