@@ -13,7 +13,7 @@
 use std::error::Error;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::NonZeroU8;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,11 +94,12 @@ async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What clients come for. From the outside in: who calls, may they, is the answer known, and only then the handler.
+/// What clients come for. From the outside in: who calls, may they, and then, per route, is the answer known, or is it
+/// to be computed off the event loop. The fallback is limited too: somebody who guesses paths is a client as well.
 fn pages(settings: &Settings, store: impl Store) -> Result<Router, Box<dyn Error>> {
     let pool = match settings.offload_threads {
         None => OffloadPool::new()?,
-        Some(threads) => OffloadPool::builder().threads(threads).build()?,
+        Some(threads) => OffloadPool::builder().threads(threads.into()).build()?,
     };
     let mut limit = RateLimitLayer::new(settings.quota);
     if let Some(redis) = &settings.redis {
@@ -110,10 +111,10 @@ fn pages(settings: &Settings, store: impl Store) -> Result<Router, Box<dyn Error
         .origin("http://quickstart".parse()?);
     Ok(Router::new()
         .route("/", get(index))
-        .route("/products/{id}", get(product))
+        .route("/products/{id}", get(product).layer(CacheLayer::new(store)))
         .route("/primes/{n}", get(primes).layer(OffloadLayer::new(pool)))
         .route("/block/{ms}", get(block))
-        .layer(CacheLayer::new(store))
+        .fallback(async || (StatusCode::NOT_FOUND, "nothing here\n"))
         .layer(limit)
         .layer(client_ip))
 }
@@ -251,7 +252,7 @@ struct Settings {
     redis: Option<Redis>,
     quota: Quota,
     trusted_proxies: TrustedProxies,
-    offload_threads: Option<NonZeroUsize>,
+    offload_threads: Option<NonZeroU8>,
     log: EnvFilter,
 }
 
@@ -265,12 +266,21 @@ impl Settings {
                 .unwrap_or(Quota::per_minute(100)),
             trusted_proxies: variable("TRUSTED_PROXIES", "a list such as 10.0.0.0/8,fd00::/8", str::parse)?
                 .unwrap_or_default(),
-            offload_threads: variable("OFFLOAD_THREADS", "a number of threads from 1", str::parse)?,
+            offload_threads: variable("OFFLOAD_THREADS", "a number of threads from 1 to 255", str::parse)?,
             log: variable("RUST_LOG", "a filter such as info or tower_scale=debug", |filter| {
                 EnvFilter::try_new(filter)
             })?
             .unwrap_or_else(|| EnvFilter::new("info")),
         })
+    }
+}
+
+/// What stands before the `@` of a URL may be a password.
+fn without_credentials(value: &str) -> String {
+    match (value.split_once("://"), value.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
+        (None, Some((_, host))) => format!("…@{host}"),
+        (_, None) => value.to_owned(),
     }
 }
 
@@ -290,8 +300,6 @@ fn variable<T, E: Display>(
         Err(error) => return Err(format!("{name}: {error}; expected {expected}")),
     };
     parse(&value).map(Some).map_err(|error| {
-        // A URL may hold a password before the `@`.
-        let shown = value.rsplit_once('@').map_or(value.as_str(), |(_, rest)| rest);
-        format!("{name}={shown:?} cannot be used: {error}; expected {expected}")
+        format!("{name}={:?} cannot be used: {error}; expected {expected}", without_credentials(&value))
     })
 }

@@ -58,6 +58,8 @@ async fn one_address_passes_as_often_as_its_quota_says() {
     assert!(refused.header("ratelimit-policy").contains("q=100;w=60"), "{}", refused.header("ratelimit-policy"));
     assert!(refused.header("ratelimit").contains("r=0"), "{}", refused.header("ratelimit"));
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK || answer.status == refused.status));
+    // Nor does guessing paths.
+    assert_eq!(server.get("/nowhere").await.status, StatusCode::TOO_MANY_REQUESTS);
     // The probes are never limited.
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(server.get(path).await.status, StatusCode::OK, "{path}");
@@ -218,6 +220,7 @@ fn unusable_settings_are_named() {
         ("TRUSTED_PROXIES", "10.0.0.0/99"),
         ("TRUSTED_PROXIES", "0.0.0.0/0"),
         ("OFFLOAD_THREADS", "many"),
+        ("OFFLOAD_THREADS", "99999999"),
         ("RUST_LOG", "a=b=c"),
     ] {
         let output = run_to_end(&[(name, value)]);
@@ -226,7 +229,8 @@ fn unusable_settings_are_named() {
         assert!(text.contains(name) && text.contains(value) && text.contains("expected"), "{text}");
     }
     let secret = run_to_end(&[("REDIS_URL", "http://user:hunter2@nowhere")]);
-    assert!(!String::from_utf8_lossy(&secret.stderr).contains("hunter2"));
+    let text = String::from_utf8_lossy(&secret.stderr).into_owned();
+    assert!(!text.contains("hunter2") && text.contains("http://…@nowhere"), "{text}");
 }
 
 #[tokio::test]

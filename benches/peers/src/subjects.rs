@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::{Request, Response, header};
-use http_body_util::BodyExt;
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_governor::GovernorLayer;
 use tower_governor::governor::GovernorConfigBuilder;
@@ -19,24 +18,30 @@ use tower_scale::rate_limit::{Quota, RateLimitLayer};
 
 use crate::measure::Subject;
 
+type Plain = Full<Bytes>;
+
 static BODY: [u8; 1024] = [b'x'; 1024];
 
-async fn handler(_: Request<Body>) -> Result<Response<Body>, Infallible> {
-    let response = ([(header::CACHE_CONTROL, "max-age=3600")], Bytes::from_static(&BODY));
-    Ok(response.into_response())
+/// The answer that every subject serves, in whatever body type it wants.
+async fn handler<R, B: From<Bytes>>(_: Request<R>) -> Result<Response<B>, Infallible> {
+    let mut response = Response::new(B::from(Bytes::from_static(&BODY)));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
+    Ok(response)
 }
 
-fn request() -> Request<Body> {
-    let mut request = Request::get("/products/1").header(header::HOST, "example.com").body(Body::empty()).expect("valid");
+fn request<R: Default>() -> Request<R> {
+    let mut request =
+        Request::get("/products/1").header(header::HOST, "example.com").body(R::default()).expect("valid");
     request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([192, 0, 2, 1], 4711))));
     request
 }
 
-fn subject<S, B>(name: &'static str, service: S) -> Subject
+fn subject<S, R, B>(name: &'static str, service: S) -> Subject
 where
-    S: Service<Request<Body>, Response = Response<B>> + 'static,
+    S: Service<Request<R>, Response = Response<B>> + 'static,
     S::Error: std::fmt::Debug,
-    B: http_body_util::BodyExt<Data = Bytes>,
+    R: Default + 'static,
+    B: http_body::Body<Data = Bytes>,
     B::Error: std::fmt::Debug,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -56,48 +61,56 @@ where
     Subject { name, serve: Box::new(serve) }
 }
 
-fn bare() -> Subject {
-    subject("bare service", service_fn(handler))
+fn bare<T>() -> Subject
+where
+    T: http_body::Body<Data = Bytes> + Default + From<Bytes> + 'static,
+    T::Error: std::fmt::Debug,
+{
+    subject("bare service", service_fn(handler::<T, T>))
 }
 
 pub fn cache_hits() -> Vec<Subject> {
     let ours = CacheLayer::new(MemoryStore::new(64 << 20));
     let backend = tower_http_cache::backend::memory::InMemoryBackend::new(10_000);
-    let tower_http_cache =
-        tower_http_cache::layer::CacheLayer::builder(backend).ttl(Duration::from_secs(3600)).build();
+    let tower_http_cache = tower_http_cache::layer::CacheLayer::builder(backend).ttl(Duration::from_secs(3600)).build();
     let axum_response_cache = axum_response_cache::CacheLayer::with_lifespan(Duration::from_secs(3600));
     vec![
-        bare(),
-        subject("tower-scale", ServiceBuilder::new().layer(ours).service(service_fn(handler))),
-        subject("tower-http-cache 0.6.1", ServiceBuilder::new().layer(tower_http_cache).service(service_fn(handler))),
+        bare::<Plain>(),
+        subject("tower-scale", ServiceBuilder::new().layer(ours.clone()).service(service_fn(handler::<Plain, Plain>))),
         subject(
-            "axum-response-cache 0.5.0",
-            ServiceBuilder::new().layer(axum_response_cache).service(service_fn(handler)),
+            "tower-http-cache 0.6.1",
+            ServiceBuilder::new().layer(tower_http_cache).service(service_fn(handler::<Plain, Plain>)),
         ),
+        // Made for axum's body types only.
+        subject(
+            "axum-response-cache 0.5.0, axum body",
+            ServiceBuilder::new().layer(axum_response_cache).service(service_fn(handler::<Body, Body>)),
+        ),
+        subject("tower-scale, axum body", ServiceBuilder::new().layer(ours).service(service_fn(handler::<Body, Body>))),
     ]
 }
 
 pub fn one_client() -> Vec<Subject> {
-    let ours = RateLimitLayer::new(Quota::per_second(1_000_000_000));
+    let ours = RateLimitLayer::new(Quota::per_second(65_536).burst(u32::MAX));
     // Their quota is stated as the time until one request is given back.
     let mut plain = GovernorConfigBuilder::default().key_extractor(PeerIpKeyExtractor);
     plain.per_nanosecond(1).burst_size(1_000_000_000);
     let mut fields = GovernorConfigBuilder::default().key_extractor(PeerIpKeyExtractor).use_headers();
     fields.per_nanosecond(1).burst_size(1_000_000_000);
     vec![
-        bare(),
-        subject("tower-scale", ServiceBuilder::new().layer(ours).service(service_fn(handler))),
+        bare::<Body>(),
+        subject("tower-scale", ServiceBuilder::new().layer(ours).service(service_fn(handler::<Body, Body>))),
         subject(
             "tower_governor 0.8.0, no fields",
             ServiceBuilder::new()
                 .layer(GovernorLayer::new(plain.finish().expect("a valid quota")))
-                .service(service_fn(handler)),
+                .service(service_fn(handler::<Body, Body>)),
         ),
         subject(
             "tower_governor 0.8.0, with fields",
             ServiceBuilder::new()
                 .layer(GovernorLayer::new(fields.finish().expect("a valid quota")))
-                .service(service_fn(handler)),
+                .service(service_fn(handler::<Body, Body>)),
         ),
     ]
 }
