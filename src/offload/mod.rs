@@ -20,7 +20,8 @@
 //!    treats it as if there were no pool. A panic in a destructor that nobody awaits ends there. Threads survive both.
 //! 7. **Data-parallel work has threads of its own.** [`install`](OffloadPool::install) runs a job in a rayon pool that
 //!    runs no requests, one job at a time. Requests in a rayon pool would run on each other's stacks: a `join` that
-//!    waits picks up whatever is queued, another request too, and finishes that first.
+//!    waits picks up whatever is queued, another request too, and finishes that first. An `install` inside of a job
+//!    runs in its place, at once.
 //!
 //! It never stops synchronous code: a handler that computes for a minute has its thread for a minute, though its
 //! client left after a second. Long computations should look at a flag of their own. It never offloads a streamed

@@ -51,6 +51,12 @@ impl OffloadPool {
     /// [`QueueFull`](super::OffloadError::QueueFull) and [`Closed`](super::OffloadError::Closed): `f` has not run and
     /// will not.
     ///
+    /// # Deadlocks
+    ///
+    /// A closure that blocks its thread until another closure of the same pool has run needs a second thread for that:
+    /// in a pool with one thread, or with all threads blocked like this, it waits for ever. A request that awaits a
+    /// closure holds no thread meanwhile, and is safe.
+    ///
     /// # Panics
     ///
     /// A panic in `f` resumes in whoever awaits the future; the thread survives it.
@@ -75,10 +81,18 @@ impl OffloadPool {
     /// Runtime and span are the caller's in `f` itself, not in the parts that rayon moves to other threads. Admission,
     /// errors, panics and cancellation are those of [`run`](Self::run); the queue's bound counts both.
     ///
+    /// Called on one of these threads, by another `f` or a part of it, it runs `f` there and then, before it returns,
+    /// and never refuses it: as in rayon, where `install` within `install` is a plain call.
+    ///
     /// # Errors
     ///
     /// [`QueueFull`](super::OffloadError::QueueFull) and [`Closed`](super::OffloadError::Closed): `f` has not run and
     /// will not.
+    ///
+    /// # Deadlocks
+    ///
+    /// An `f` that blocks until some other thread or task has had an `install` of the same pool waits for ever: that
+    /// one is next only when `f` has ended.
     ///
     /// # Panics
     ///

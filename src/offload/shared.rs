@@ -84,20 +84,27 @@ impl Shared {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let seat = self.seat()?;
+        // A job that waited for one in the queue behind it would wait for ever, and all that come later with it. As in
+        // rayon, it runs the other itself; that is a part of what has been admitted, so nothing refuses it.
+        let inside = lane == Lane::Parallel && self.parallel.current_thread_index().is_some();
+        let seat = self.seat(if inside { usize::MAX } else { self.seats })?;
         let contained = Contained::new(future, home, seat);
         let shared = Arc::clone(self);
         let ticket = Arc::<Ticket>::default();
         let builder = Builder::new().metadata(Arc::clone(&ticket));
         let (turn, task) = builder.spawn(move |_| contained, move |turn| shared.resume(turn));
-        self.admit(lane, turn)?;
+        if inside {
+            turn.run();
+        } else {
+            self.admit(lane, turn)?;
+        }
         Ok(Handle { task: task.fallible(), ticket })
     }
 
-    fn seat(self: &Arc<Self>) -> Result<Seat, OffloadError> {
+    fn seat(self: &Arc<Self>, seats: usize) -> Result<Seat, OffloadError> {
         let taken = self
             .seated
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |seated| (seated < self.seats).then_some(seated + 1));
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |seated| (seated < seats).then_some(seated + 1));
         match taken {
             Ok(_) => Ok(Seat(Arc::clone(self))),
             Err(_) => Err(OffloadError::QueueFull),

@@ -618,6 +618,27 @@ async fn no_job_runs_on_the_stack_of_another() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_within_a_job_runs_in_its_place() {
+    let one = NonZeroUsize::MIN;
+    let pool = OffloadPool::builder().threads(one).in_flight(one).build().unwrap();
+    let nested = pool.clone();
+    let job = pool.install(move || {
+        let thread = std::thread::current().id();
+        let wait = |job| tokio::runtime::Handle::current().block_on(job);
+        assert_eq!(wait(nested.install(|| std::thread::current().id())), Ok(thread));
+        let panic = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            wait(nested.install(|| resume_unwind(Box::new("nested"))))
+        }));
+        assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"nested"));
+        // Part of what has begun, which ends as ever.
+        nested.close();
+        wait(nested.install(|| std::thread::current().id())) == Ok(thread)
+    });
+    assert_eq!(tokio::time::timeout(Duration::from_secs(10), job).await, Ok(Ok(true)));
+    assert_eq!(pool.install(|| ()).await, Err(OffloadError::Closed));
+}
+
 // === the end of a pool ===
 
 #[tokio::test]
