@@ -10,7 +10,8 @@
 //!    [`in_flight`](PoolBuilder::in_flight) are admitted and not ended. Beyond either, a request is refused at once:
 //!    503 with `Retry-After` from the layer, [`OffloadError::QueueFull`] from a closure.
 //! 3. **First in, first out**, but what was woken after a suspension goes before what has not begun, and is never
-//!    refused: it has been admitted once.
+//!    refused: it has been admitted once. After 16 such turns in a row one goes to what has not begun, so requests that
+//!    yield again and again starve nobody.
 //! 4. **A whole request moves.** [`OffloadLayer`] runs the inner service's `poll_ready`, `call` (so axum's extractors)
 //!    and future on the pool, unmodified. Its tokio runtime, tracing span and route are entered for every turn, and a
 //!    turn ends when tokio's cooperative budget is spent. While the future is pending, it holds no thread.
