@@ -13,6 +13,8 @@ use super::queue::Lane;
 use super::shared::{Handle, Shared};
 use super::task::Home;
 
+/// Far beyond any machine's use; a number from a slip of the pen or a wrong variable would exhaust the process.
+const MAX_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 /// Places in the queue for each thread. Work of 10 ms then waits for at most 2.6 s.
 const QUEUE_PER_THREAD: usize = 256;
 /// Suspended requests for each place in the queue: they hold memory, but no thread.
@@ -144,6 +146,7 @@ impl PoolBuilder {
     /// How many threads run requests and closures. As many more, idle until the first
     /// [`install`](OffloadPool::install), do data-parallel work. Default: one less than
     /// [`available_parallelism`], which knows of CPU quotas, and at least one; the [module page](super) says why.
+    /// At most 1024.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.threads = Some(threads);
         self
@@ -166,9 +169,13 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError::Thread`] where the operating system refuses one; those already started end.
+    /// [`BuildError::TooManyThreads`] for more than 1024, before any is started; [`BuildError::Thread`] where the
+    /// operating system refuses one, and those already started end.
     pub fn build(self) -> Result<OffloadPool, BuildError> {
         let threads = self.threads.unwrap_or_else(default_threads);
+        if threads > MAX_THREADS {
+            return Err(BuildError::TooManyThreads(threads));
+        }
         let queue = self.queue.map_or(threads.get().saturating_mul(QUEUE_PER_THREAD), NonZeroUsize::get);
         let seats = self
             .in_flight
@@ -185,7 +192,7 @@ impl PoolBuilder {
 
 fn default_threads() -> NonZeroUsize {
     let cores = available_parallelism().map_or(1, NonZeroUsize::get);
-    NonZeroUsize::new(cores - 1).unwrap_or(NonZeroUsize::MIN)
+    NonZeroUsize::new(cores - 1).unwrap_or(NonZeroUsize::MIN).min(MAX_THREADS)
 }
 
 /// Owned by handles and by futures in the hands of callers, not by the pool's threads and tasks: when it goes, nobody
