@@ -71,6 +71,11 @@ impl<T> Queue<T> {
         self.serial.len() + self.parallel.len()
     }
 
+    /// Threads that sleep, or have just been woken.
+    pub(super) fn idle(&self) -> usize {
+        self.idle
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.closed
     }

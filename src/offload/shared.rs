@@ -122,6 +122,7 @@ impl Shared {
         let ticket = queue.ticket();
         turn.metadata().0.store(ticket, Ordering::Relaxed);
         let fetch = queue.push(lane, ticket, turn);
+        self.metrics.count_threads(self.parallel.current_num_threads());
         self.metrics.queued();
         drop(queue);
         self.fetch(fetch);
@@ -178,10 +179,10 @@ impl Shared {
     /// What a thread of the pool does all its life.
     fn serve(&self) {
         scope::leave_event_loop();
-        let _counted = CountedThread::new(&self.metrics);
         while let Some(turn) = self.next_turn() {
             turn.run();
         }
+        self.metrics.thread_ended();
     }
 
     /// Waits for something to run. `None` when there is nothing, and never will be.
@@ -220,6 +221,7 @@ impl fmt::Debug for Shared {
         let queue = self.lock();
         f.debug_struct("Shared")
             .field("threads", &self.parallel.current_num_threads())
+            .field("idle", &queue.idle())
             .field("queued", &queue.depth())
             .field("in_flight", &self.seated.load(Ordering::Relaxed))
             .field("closed", &queue.is_closed())
@@ -240,21 +242,5 @@ impl Drop for Seat {
         if self.0.seated.fetch_sub(1, Ordering::AcqRel) == 1 && self.0.lock().is_closed() {
             self.0.changed.notify_all();
         }
-    }
-}
-
-/// A thread in the gauge of threads, however it ends.
-struct CountedThread<'a>(&'a Metrics);
-
-impl<'a> CountedThread<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        metrics.thread_started();
-        Self(metrics)
-    }
-}
-
-impl Drop for CountedThread<'_> {
-    fn drop(&mut self) {
-        self.0.thread_ended();
     }
 }
