@@ -1,5 +1,7 @@
 //! What can go wrong: while the pool is built, and when it is given work.
 
+use std::num::NonZeroUsize;
+
 use crate::refusal::Reason;
 
 /// Why a pool could not be built.
@@ -9,6 +11,9 @@ pub enum BuildError {
     /// The operating system refused a thread.
     #[error("the operating system refused a thread for the offload pool")]
     Thread(#[source] std::io::Error),
+    /// More than 1024 threads.
+    #[error("{0} threads for an offload pool, which has at most 1024")]
+    TooManyThreads(NonZeroUsize),
 }
 
 /// Why the pool did not run what it was given.

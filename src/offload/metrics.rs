@@ -1,5 +1,6 @@
 //! What the pool counts.
 
+use std::sync::Once;
 use std::time::Duration;
 
 use crate::meter::{Counters, Gauge, Histogram, Meter};
@@ -37,6 +38,8 @@ pub(super) struct Metrics {
     queue_depth: Gauge,
     active: Gauge,
     threads: Gauge,
+    /// Whether the pool's threads are in the gauge.
+    threads_counted: Once,
     wait: Histogram,
     run: Histogram,
 }
@@ -48,6 +51,7 @@ impl Metrics {
             queue_depth: Gauge::new(QUEUE_DEPTH),
             active: Gauge::new(ACTIVE),
             threads: Gauge::new(THREADS),
+            threads_counted: Once::new(),
             wait: Histogram::new(WAIT),
             run: Histogram::new(RUN),
         }
@@ -75,11 +79,15 @@ impl Metrics {
         self.active.decrement(1.0);
     }
 
-    pub(super) fn thread_started(&self) {
-        self.threads.increment(1.0);
+    /// Counts the pool's threads, once: at the first admission, since the recorder may come after the threads. No
+    /// thread has ended by then, for that takes a closed pool, which admits nothing.
+    pub(super) fn count_threads(&self, threads: usize) {
+        self.threads_counted.call_once(|| (0..threads).for_each(|_| self.threads.increment(1.0)));
     }
 
     pub(super) fn thread_ended(&self) {
-        self.threads.decrement(1.0);
+        if self.threads_counted.is_completed() {
+            self.threads.decrement(1.0);
+        }
     }
 }

@@ -10,7 +10,8 @@
 //!    [`in_flight`](PoolBuilder::in_flight) are admitted and not ended. Beyond either, a request is refused at once:
 //!    503 with `Retry-After` from the layer, [`OffloadError::QueueFull`] from a closure.
 //! 3. **First in, first out**, but what was woken after a suspension goes before what has not begun, and is never
-//!    refused: it has been admitted once.
+//!    refused: it has been admitted once. After 16 such turns in a row one goes to what has not begun, so requests that
+//!    yield again and again starve nobody.
 //! 4. **A whole request moves.** [`OffloadLayer`] runs the inner service's `poll_ready`, `call` (so axum's extractors)
 //!    and future on the pool, unmodified. Its tokio runtime, tracing span and route are entered for every turn, and a
 //!    turn ends when tokio's cooperative budget is spent. While the future is pending, it holds no thread.
@@ -20,7 +21,8 @@
 //!    treats it as if there were no pool. A panic in a destructor that nobody awaits ends there. Threads survive both.
 //! 7. **Data-parallel work has threads of its own.** [`install`](OffloadPool::install) runs a job in a rayon pool that
 //!    runs no requests, one job at a time. Requests in a rayon pool would run on each other's stacks: a `join` that
-//!    waits picks up whatever is queued, another request too, and finishes that first.
+//!    waits picks up whatever is queued, another request too, and finishes that first. An `install` inside of a job
+//!    runs in its place, at once.
 //!
 //! It never stops synchronous code: a handler that computes for a minute has its thread for a minute, though its
 //! client left after a second. Long computations should look at a flag of their own. It never offloads a streamed

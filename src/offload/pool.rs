@@ -13,6 +13,8 @@ use super::queue::Lane;
 use super::shared::{Handle, Shared};
 use super::task::Home;
 
+/// Far beyond any machine's use; a number from a slip of the pen or a wrong variable would exhaust the process.
+const MAX_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 /// Places in the queue for each thread. Work of 10 ms then waits for at most 2.6 s.
 const QUEUE_PER_THREAD: usize = 256;
 /// Suspended requests for each place in the queue: they hold memory, but no thread.
@@ -51,6 +53,12 @@ impl OffloadPool {
     /// [`QueueFull`](super::OffloadError::QueueFull) and [`Closed`](super::OffloadError::Closed): `f` has not run and
     /// will not.
     ///
+    /// # Deadlocks
+    ///
+    /// A closure that blocks its thread until another closure of the same pool has run needs a second thread for that:
+    /// in a pool with one thread, or with all threads blocked like this, it waits for ever. A request that awaits a
+    /// closure holds no thread meanwhile, and is safe.
+    ///
     /// # Panics
     ///
     /// A panic in `f` resumes in whoever awaits the future; the thread survives it.
@@ -75,10 +83,18 @@ impl OffloadPool {
     /// Runtime and span are the caller's in `f` itself, not in the parts that rayon moves to other threads. Admission,
     /// errors, panics and cancellation are those of [`run`](Self::run); the queue's bound counts both.
     ///
+    /// Called on one of these threads, by another `f` or a part of it, it runs `f` there and then, before it returns,
+    /// and never refuses it: as in rayon, where `install` within `install` is a plain call.
+    ///
     /// # Errors
     ///
     /// [`QueueFull`](super::OffloadError::QueueFull) and [`Closed`](super::OffloadError::Closed): `f` has not run and
     /// will not.
+    ///
+    /// # Deadlocks
+    ///
+    /// An `f` that blocks until some other thread or task has had an `install` of the same pool waits for ever: that
+    /// one is next only when `f` has ended.
     ///
     /// # Panics
     ///
@@ -130,6 +146,7 @@ impl PoolBuilder {
     /// How many threads run requests and closures. As many more, idle until the first
     /// [`install`](OffloadPool::install), do data-parallel work. Default: one less than
     /// [`available_parallelism`], which knows of CPU quotas, and at least one; the [module page](super) says why.
+    /// At most 1024.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.threads = Some(threads);
         self
@@ -152,9 +169,13 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError::Thread`] where the operating system refuses one; those already started end.
+    /// [`BuildError::TooManyThreads`] for more than 1024, before any is started; [`BuildError::Thread`] where the
+    /// operating system refuses one, and those already started end.
     pub fn build(self) -> Result<OffloadPool, BuildError> {
         let threads = self.threads.unwrap_or_else(default_threads);
+        if threads > MAX_THREADS {
+            return Err(BuildError::TooManyThreads(threads));
+        }
         let queue = self.queue.map_or(threads.get().saturating_mul(QUEUE_PER_THREAD), NonZeroUsize::get);
         let seats = self
             .in_flight
@@ -171,7 +192,7 @@ impl PoolBuilder {
 
 fn default_threads() -> NonZeroUsize {
     let cores = available_parallelism().map_or(1, NonZeroUsize::get);
-    NonZeroUsize::new(cores - 1).unwrap_or(NonZeroUsize::MIN)
+    NonZeroUsize::new(cores - 1).unwrap_or(NonZeroUsize::MIN).min(MAX_THREADS)
 }
 
 /// Owned by handles and by futures in the hands of callers, not by the pool's threads and tasks: when it goes, nobody

@@ -3,13 +3,17 @@
 //! 1. Two lanes wait for admission, each first in, first out: requests and closures, and data-parallel jobs. One bound
 //!    counts both.
 //! 2. What was woken after a suspension is served before what has not begun, and is never refused: it has been
-//!    admitted once.
+//!    admitted once. But after so many turns of this kind in a row, one that has not begun is served: entries that
+//!    wake themselves as soon as they are suspended would otherwise keep it waiting for as long as they live.
 //! 3. Data-parallel jobs run one at a time.
 //! 4. Every entry has a ticket, by which it leaves from any place in its lane, in O(log n).
 
 use std::collections::BTreeMap;
 
 use super::error::OffloadError;
+
+/// So many resumed entries are served in a row at most, while others wait to begin.
+const RESUMED_IN_A_ROW: u32 = 16;
 
 /// Where an admitted entry waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +40,7 @@ pub(super) struct Queue<T> {
     resumed: BTreeMap<u64, T>,
     serial: BTreeMap<u64, T>,
     parallel: BTreeMap<u64, T>,
+    resumed_in_a_row: u32,
     last_ticket: u64,
     bound: usize,
     idle: usize,
@@ -51,6 +56,7 @@ impl<T> Queue<T> {
             resumed: BTreeMap::new(),
             serial: BTreeMap::new(),
             parallel: BTreeMap::new(),
+            resumed_in_a_row: 0,
             last_ticket: 0,
             bound,
             idle: 0,
@@ -63,6 +69,11 @@ impl<T> Queue<T> {
     /// Entries that have not begun.
     pub(super) fn depth(&self) -> usize {
         self.serial.len() + self.parallel.len()
+    }
+
+    /// Threads that sleep, or have just been woken.
+    pub(super) fn idle(&self) -> usize {
+        self.idle
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -117,9 +128,12 @@ impl<T> Queue<T> {
 
     /// What a pool thread runs next, and whether this is its first turn.
     pub(super) fn next(&mut self) -> Option<(T, bool)> {
-        if let Some((_, entry)) = self.resumed.pop_first() {
+        let overdue = self.resumed_in_a_row >= RESUMED_IN_A_ROW && !self.serial.is_empty();
+        if !overdue && let Some((_, entry)) = self.resumed.pop_first() {
+            self.resumed_in_a_row = self.resumed_in_a_row.saturating_add(1);
             return Some((entry, false));
         }
+        self.resumed_in_a_row = 0;
         self.serial.pop_first().map(|(_, entry)| (entry, true))
     }
 
@@ -233,11 +247,40 @@ mod tests {
     }
 
     proptest! {
+        /// However many are resumed, before and between: whoever is at the head of its lane is served after at most
+        /// so many of them, and takes no more than one turn from as many.
+        #[test]
+        fn neither_starves(before in 0_usize..40, turns in prop::collection::vec(0_usize..3, 1..400)) {
+            let mut queue = Queue::new(1);
+            let resume = |queue: &mut Queue<u64>| {
+                let ticket = queue.ticket();
+                queue.resume(ticket, ticket);
+            };
+            resume(&mut queue);
+            for _ in 0..before {
+                prop_assert!(!queue.next().unwrap().1);
+                resume(&mut queue);
+            }
+            push(&mut queue, Lane::Serial).unwrap();
+            let (mut in_a_row, mut admitted) = (0, 0);
+            for more in turns {
+                if queue.next().unwrap().1 {
+                    prop_assert!(in_a_row == RESUMED_IN_A_ROW || admitted == 0);
+                    (in_a_row, admitted) = (0, admitted + 1);
+                    push(&mut queue, Lane::Serial).unwrap();
+                } else {
+                    in_a_row += 1;
+                    prop_assert!(in_a_row <= RESUMED_IN_A_ROW);
+                    (0..=more).for_each(|_| resume(&mut queue));
+                }
+            }
+        }
+
         /// Against two plain lists: order, bound and removal, whatever happens.
         #[test]
         fn behaves_like_lists(bound in 1_usize..6, steps in prop::collection::vec((0_u8..5, 0_usize..8), 0..80)) {
             let mut queue = Queue::new(bound);
-            let (mut resumed, mut serial) = (Vec::new(), Vec::new());
+            let (mut resumed, mut serial, mut in_a_row) = (Vec::new(), Vec::new(), 0);
             for (step, pick) in steps {
                 match step {
                     0 | 1 => match push(&mut queue, Lane::Serial) {
@@ -250,9 +293,12 @@ mod tests {
                         resumed.push(ticket);
                     }
                     3 => {
-                        let expected = if resumed.is_empty() {
+                        let overdue = in_a_row >= RESUMED_IN_A_ROW && !serial.is_empty();
+                        let expected = if resumed.is_empty() || overdue {
+                            in_a_row = 0;
                             (!serial.is_empty()).then(|| (serial.remove(0), true))
                         } else {
+                            in_a_row += 1;
                             Some((resumed.remove(0), false))
                         };
                         prop_assert_eq!(queue.next(), expected);

@@ -84,20 +84,27 @@ impl Shared {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let seat = self.seat()?;
+        // A job that waited for one in the queue behind it would wait for ever, and all that come later with it. As in
+        // rayon, it runs the other itself; that is a part of what has been admitted, so nothing refuses it.
+        let inside = lane == Lane::Parallel && self.parallel.current_thread_index().is_some();
+        let seat = self.seat(if inside { usize::MAX } else { self.seats })?;
         let contained = Contained::new(future, home, seat);
         let shared = Arc::clone(self);
         let ticket = Arc::<Ticket>::default();
         let builder = Builder::new().metadata(Arc::clone(&ticket));
         let (turn, task) = builder.spawn(move |_| contained, move |turn| shared.resume(turn));
-        self.admit(lane, turn)?;
+        if inside {
+            turn.run();
+        } else {
+            self.admit(lane, turn)?;
+        }
         Ok(Handle { task: task.fallible(), ticket })
     }
 
-    fn seat(self: &Arc<Self>) -> Result<Seat, OffloadError> {
+    fn seat(self: &Arc<Self>, seats: usize) -> Result<Seat, OffloadError> {
         let taken = self
             .seated
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |seated| (seated < self.seats).then_some(seated + 1));
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |seated| (seated < seats).then_some(seated + 1));
         match taken {
             Ok(_) => Ok(Seat(Arc::clone(self))),
             Err(_) => Err(OffloadError::QueueFull),
@@ -115,6 +122,7 @@ impl Shared {
         let ticket = queue.ticket();
         turn.metadata().0.store(ticket, Ordering::Relaxed);
         let fetch = queue.push(lane, ticket, turn);
+        self.metrics.count_threads(self.parallel.current_num_threads());
         self.metrics.queued();
         drop(queue);
         self.fetch(fetch);
@@ -171,10 +179,10 @@ impl Shared {
     /// What a thread of the pool does all its life.
     fn serve(&self) {
         scope::leave_event_loop();
-        let _counted = CountedThread::new(&self.metrics);
         while let Some(turn) = self.next_turn() {
             turn.run();
         }
+        self.metrics.thread_ended();
     }
 
     /// Waits for something to run. `None` when there is nothing, and never will be.
@@ -213,6 +221,7 @@ impl fmt::Debug for Shared {
         let queue = self.lock();
         f.debug_struct("Shared")
             .field("threads", &self.parallel.current_num_threads())
+            .field("idle", &queue.idle())
             .field("queued", &queue.depth())
             .field("in_flight", &self.seated.load(Ordering::Relaxed))
             .field("closed", &queue.is_closed())
@@ -233,21 +242,5 @@ impl Drop for Seat {
         if self.0.seated.fetch_sub(1, Ordering::AcqRel) == 1 && self.0.lock().is_closed() {
             self.0.changed.notify_all();
         }
-    }
-}
-
-/// A thread in the gauge of threads, however it ends.
-struct CountedThread<'a>(&'a Metrics);
-
-impl<'a> CountedThread<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        metrics.thread_started();
-        Self(metrics)
-    }
-}
-
-impl Drop for CountedThread<'_> {
-    fn drop(&mut self) {
-        self.0.thread_ended();
     }
 }

@@ -18,7 +18,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_scale::offload::{OffloadError, OffloadLayer, OffloadPool};
+use tower_scale::offload::{BuildError, OffloadError, OffloadLayer, OffloadPool};
 use tower_scale::refusal::Reason;
 
 use crate::support::eventually;
@@ -220,6 +220,41 @@ async fn a_suspended_request_that_is_dropped_lets_go_at_once() {
     drop(response);
     eventually("let go", || async { Arc::strong_count(&held) == 1 }).await;
     block.end().await;
+}
+
+#[tokio::test]
+async fn a_suspended_request_is_dropped_in_its_runtime_wherever_its_caller_is() {
+    struct Spawns(Option<oneshot::Sender<()>>);
+
+    impl Drop for Spawns {
+        fn drop(&mut self) {
+            let sender = self.0.take().unwrap();
+            tokio::spawn(async move { sender.send(()).unwrap() });
+        }
+    }
+
+    let (sender, spawned) = oneshot::channel();
+    let held = Arc::new(Mutex::new(Some(Spawns(Some(sender)))));
+    let suspended = Arc::new(Notify::new());
+    let service = service_fn({
+        let (held, suspended) = (held.clone(), suspended.clone());
+        move |_: Request<Body>| {
+            let (held, suspended) = (held.lock().unwrap().take(), suspended.clone());
+            async move {
+                suspended.notify_one();
+                std::future::pending::<()>().await;
+                drop(held);
+                Ok::<_, Infallible>(Response::new(Body::empty()))
+            }
+        }
+    });
+    let pool = pool(1, 4);
+    let response = OffloadLayer::new(pool.clone()).layer(service).call(request());
+    suspended.notified().await;
+    // Its turn is over once the one thread has had another.
+    pool.run(|| ()).await.unwrap();
+    std::thread::spawn(move || drop(response)).join().unwrap();
+    spawned.await.expect("the destructor could spawn");
 }
 
 #[tokio::test]
@@ -618,6 +653,26 @@ async fn no_job_runs_on_the_stack_of_another() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_within_a_job_runs_in_its_place() {
+    let one = NonZeroUsize::MIN;
+    let pool = OffloadPool::builder().threads(one).in_flight(one).build().unwrap();
+    let nested = pool.clone();
+    let job = pool.install(move || {
+        let thread = std::thread::current().id();
+        let wait = |job| tokio::runtime::Handle::current().block_on(job);
+        assert_eq!(wait(nested.install(|| std::thread::current().id())), Ok(thread));
+        let panic =
+            std::panic::catch_unwind(AssertUnwindSafe(|| wait(nested.install(|| resume_unwind(Box::new("nested"))))));
+        assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"nested"));
+        // Part of what has begun, which ends as ever.
+        nested.close();
+        wait(nested.install(|| std::thread::current().id())) == Ok(thread)
+    });
+    assert_eq!(tokio::time::timeout(Duration::from_secs(10), job).await, Ok(Ok(true)));
+    assert_eq!(pool.install(|| ()).await, Err(OffloadError::Closed));
+}
+
 // === the end of a pool ===
 
 #[tokio::test]
@@ -643,6 +698,16 @@ async fn closing_refuses_what_waits_and_finishes_what_has_begun() {
     block.end().await;
     resume.notify_waiters();
     assert_eq!(text(begun.await.unwrap().unwrap()).await, "resumed");
+}
+
+#[test]
+fn too_many_threads_are_refused_before_any_is_started() {
+    let build = |threads| OffloadPool::builder().threads(NonZeroUsize::new(threads).unwrap()).build();
+    for threads in [1025, 99_999_999, usize::MAX] {
+        let error = build(threads).unwrap_err();
+        assert!(matches!(error, BuildError::TooManyThreads(refused) if refused.get() == threads), "{error:?}");
+        assert!(error.to_string().contains("1024"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -715,14 +780,78 @@ fn add_figures(figures: &mut Figures, snapshotter: &Snapshotter) {
     }
 }
 
+/// A recorder that is installed now.
+fn recorder() -> Snapshotter {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    recorder.install().unwrap();
+    snapshotter
+}
+
+#[test]
+fn a_recorder_after_the_pool_sees_all_of_it() {
+    if !in_a_process_of_its_own("offload::a_recorder_after_the_pool_sees_all_of_it") {
+        return;
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let (pool, unused) = (pool(2, 4), pool(2, 4));
+        eventually("threads begun", || async { format!("{pool:?}{unused:?}").matches("idle: 2").count() == 2 }).await;
+        let snapshotter = recorder();
+        unused.close();
+        eventually("threads ended", || async { format!("{unused:?}").contains("idle: 0") }).await;
+        pool.run(|| ()).await.unwrap();
+        let mut figures = Figures::new();
+        add_figures(&mut figures, &snapshotter);
+        let expected = [
+            ("offload_active", 0.0),
+            ("offload_queue_depth", 0.0),
+            ("offload_requests_total/cancelled", 0.0),
+            ("offload_requests_total/completed", 1.0),
+            ("offload_requests_total/panicked", 0.0),
+            ("offload_requests_total/refused", 0.0),
+            ("offload_run_seconds", 1.0),
+            ("offload_threads", 2.0),
+            ("offload_wait_seconds", 1.0),
+        ];
+        assert_eq!(figures, expected.map(|(name, value)| (name.to_owned(), value)).into());
+        drop(pool);
+        eventually("threads ended", || {
+            add_figures(&mut figures, &snapshotter);
+            std::future::ready(figures["offload_threads"] == 0.0)
+        })
+        .await;
+    });
+}
+
+#[test]
+fn closing_leaves_no_depth_behind() {
+    if !in_a_process_of_its_own("offload::closing_leaves_no_depth_behind") {
+        return;
+    }
+    let snapshotter = recorder();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let pool = pool(1, 4);
+        let block = Block::of(&pool).await;
+        let queued = [0; 3].map(|_| pool.run(|| ()));
+        let mut figures = Figures::new();
+        add_figures(&mut figures, &snapshotter);
+        assert_eq!(figures["offload_queue_depth"], 3.0);
+        pool.close();
+        for run in queued {
+            assert_eq!(run.await, Err(OffloadError::Closed));
+        }
+        add_figures(&mut figures, &snapshotter);
+        assert_eq!((figures["offload_queue_depth"], figures["offload_requests_total/refused"]), (0.0, 3.0));
+        block.end().await;
+    });
+}
+
 #[test]
 fn a_thousand_clients_leave() {
     if !in_a_process_of_its_own("offload::a_thousand_clients_leave") {
         return;
     }
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    recorder.install().unwrap();
+    let snapshotter = recorder();
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let pool = pool(2, 1000);
         let ran = Arc::new(AtomicUsize::new(0));
