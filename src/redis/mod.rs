@@ -10,8 +10,11 @@
 //!    included. Time in which this process did not get to run is not held against Redis: an operation that is looked
 //!    at late gets as much more, at most one further budget.
 //! 4. A breaker opens after 5 operations in a row without an answer, or when half of at least 20 within a second got
-//!    none. Replies come in order, so operations timed out in a row are just those still in flight. An open breaker
-//!    fails at once, without sending. A cluster has one breaker per master.
+//!    none. Replies come in order, so operations timed out in a row are just those still in flight. Operations
+//!    dropped before their budget is over count too: 64 without any answer in between open it once there has been
+//!    none for a budget, 1024 open it at once. So at most 1024 abandoned commands, and those under way, can queue up in
+//!    a connection that no answer comes out of. An open breaker fails at once, without sending. A cluster has one
+//!    breaker per master.
 //! 5. Only a background task asks whether Redis is back: at once, then after 100 ms, doubling up to 1 s, half of it
 //!    random. It sends a `PING`; an answer within the budget closes the breaker. It takes a fresh connection when the
 //!    old one broke, and after every few unanswered `PING`s. While all is well no such task runs.
@@ -21,7 +24,8 @@
 //! 9. Several runtimes may share a handle. If the one that owns the connection ends, another takes over.
 //!
 //! It never: blocks a request longer than its budget, sends a request's command to find out whether Redis works, holds
-//! more than one connection of an application's pool, shows a host, password or URL in `Debug`, errors or logs.
+//! more than one connection of an application's pool, shows a host, password or URL in `Debug`, errors or logs, logs
+//! while it holds a lock that requests need.
 //!
 //! It is no layer: give clones of one handle to the limiter and the cache, and send your own commands with
 //! [`Redis::query`]. Whatever fails is a [`StoreError`]; each layer decides what that
