@@ -212,9 +212,10 @@ impl Link {
         if !opened {
             return;
         }
-        state.cause.clone_from(&failure);
+        state.cause = failure;
+        let cause = state.cause.clone();
         drop(state);
-        self.opened(1, failure.as_ref());
+        self.opened(1, cause.as_ref());
         repair::start(self, budget);
     }
 
