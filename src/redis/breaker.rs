@@ -9,6 +9,10 @@ const IN_A_ROW: u32 = 5;
 /// Or half of the operations of one window, once there are this many.
 const ENOUGH: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(1);
+/// So many callers gone without a single answer open it, once there has been none for a whole budget.
+const ABANDONED: u32 = 64;
+/// So many open it at once: their commands may all still lie in the connection.
+const ABANDONED_AT_ONCE: u32 = 1024;
 
 /// The breaker of one server.
 ///
@@ -21,11 +25,15 @@ pub(super) struct Breaker {
     window: Instant,
     answered: u32,
     failed: u32,
+    /// Operations dropped in flight since the last answer.
+    abandoned: u32,
+    /// When the first of them was begun.
+    silent: Option<Instant>,
 }
 
 impl Breaker {
     pub(super) fn new(now: Instant) -> Self {
-        Self { open: false, in_a_row: 0, window: now, answered: 0, failed: 0 }
+        Self { open: false, in_a_row: 0, window: now, answered: 0, failed: 0, abandoned: 0, silent: None }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -42,7 +50,7 @@ impl Breaker {
             (self.window, self.answered, self.failed) = (now, 0, 0);
         }
         if answered {
-            self.in_a_row = 0;
+            (self.in_a_row, self.abandoned, self.silent) = (0, 0, None);
             self.answered = self.answered.saturating_add(1);
             return false;
         }
@@ -50,6 +58,21 @@ impl Breaker {
         self.failed = self.failed.saturating_add(1);
         let enough = self.failed.saturating_add(self.answered) >= ENOUGH;
         self.open = self.in_a_row >= IN_A_ROW || (enough && self.failed >= self.answered);
+        self.open
+    }
+
+    /// Notes that nobody waits any longer for the answer to an operation begun at `begun`. True if that opened the
+    /// breaker.
+    ///
+    /// That says little about the server: a client that leaves takes many operations along, however fast the server
+    /// is. So the silence must also last, for `budget`.
+    pub(super) fn abandon(&mut self, begun: Instant, now: Instant, budget: Duration) -> bool {
+        if self.open {
+            return false;
+        }
+        self.abandoned = self.abandoned.saturating_add(1);
+        let silent = now.saturating_duration_since(*self.silent.get_or_insert(begun));
+        self.open = (self.abandoned >= ABANDONED && silent >= budget) || self.abandoned >= ABANDONED_AT_ONCE;
         self.open
     }
 
@@ -112,6 +135,33 @@ mod tests {
         assert!(breaker.close(now) && !breaker.close(now) && !breaker.is_open());
         assert!((0..4).all(|_| !breaker.record(now, false)), "it starts afresh");
         assert!(breaker.record(now, false));
+    }
+
+    /// `clients` operations at a time, each abandoned after 10 ms. How many are when the breaker opens.
+    fn abandoned_until_open(clients: u32, answer_after_each: bool) -> Option<u32> {
+        let mut now = Instant::now();
+        let mut breaker = Breaker::new(now);
+        (1..=4000).find(|n| {
+            let begun = now - Duration::from_millis(10);
+            let opened = breaker.abandon(begun, now, Duration::from_millis(20));
+            if n % clients == 0 {
+                now += Duration::from_millis(10);
+                if answer_after_each {
+                    assert!(!breaker.record(now, true));
+                }
+            }
+            opened
+        })
+    }
+
+    #[test]
+    fn opens_on_abandoned_operations() {
+        for (clients, at) in [(1, 64), (10, 64), (64, 65), (512, 513), (4000, 1024)] {
+            assert_eq!(abandoned_until_open(clients, false), Some(at), "{clients}");
+        }
+        for (clients, at) in [(1, None), (1000, None), (4000, Some(1024))] {
+            assert_eq!(abandoned_until_open(clients, true), at, "{clients}, with an answer in between");
+        }
     }
 
     proptest! {

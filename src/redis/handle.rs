@@ -46,6 +46,9 @@ impl Redis {
 
     /// A handle on an application's own pool of cluster connections, of which it holds one.
     ///
+    /// The client of a cluster may send a command again when a connection breaks: see
+    /// [Deployment](crate::redis#deployment).
+    ///
     /// # Errors
     /// The pool has room for fewer than two connections.
     pub fn from_cluster_pool(pool: deadpool_redis::cluster::Pool) -> Result<Self, ConfigError> {
@@ -82,12 +85,12 @@ impl Redis {
         self
     }
 
-    /// Sends one command, once, on the connection that the layers share, within the time budget. Its keys are used as
-    /// they are, without the prefix.
+    /// Sends one command, once (a cluster's client may repeat it), on the connection that the layers share, within the
+    /// time budget. Its keys are used as they are, without the prefix.
     ///
     /// For commands that answer at once and have one key at most: none that block (`BLPOP`), subscribe, or change the
     /// connection's state (`MULTI`, `SELECT`), since all requests share the connection. Dropping the future does not
-    /// recall a command that has been sent. Errors inside an array reply are errors of the whole.
+    /// recall a command that has been sent; the breaker counts it. Errors inside an array reply are errors of the whole.
     ///
     /// # Errors
     /// No answer in time, no server, or an answer that is an error. See [`StoreError::kind`].
@@ -98,8 +101,8 @@ impl Redis {
         self.link.run(Work::Command(command), self.budget).await
     }
 
-    /// Runs `script` on one key, within the time budget: `EVALSHA`, and `EVAL` if the server does not know it. Never
-    /// repeated otherwise.
+    /// Runs `script` on one key, within the time budget: `EVALSHA`, and `EVAL` if the server does not know it. Not
+    /// repeated otherwise, but by a cluster's client.
     #[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
     pub(crate) async fn eval(&self, script: &Script, key: &[u8], args: &[i64]) -> Result<Value, StoreError> {
         self.link.run(Work::Script(script, key, args), self.budget).await

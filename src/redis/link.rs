@@ -44,6 +44,26 @@ pub(super) struct State {
     pub(super) cause: Option<Cause>,
 }
 
+/// One operation whose caller waits. Dropped before it is disarmed, the caller has gone.
+struct Waiting<'a> {
+    link: &'a Link,
+    node: usize,
+    begun: Instant,
+    budget: Duration,
+}
+
+impl Waiting<'_> {
+    fn disarm(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.link.abandon(self.node, self.begun, self.budget);
+    }
+}
+
 /// One operation under way.
 struct Slot<'a>(&'a AtomicUsize);
 
@@ -92,7 +112,8 @@ impl Link {
                 return Err(open);
             }
         };
-        let started = Instant::now();
+        let begun = Instant::now();
+        let waiting = Waiting { link: self, node, begun, budget };
         let exchange = Within::new(budget, async {
             let lane = match lane {
                 Some(lane) => lane,
@@ -102,7 +123,8 @@ impl Link {
             Ok((lane, reply))
         });
         let outcome = exchange.await;
-        self.metrics.seconds.record(started.elapsed().as_secs_f64());
+        waiting.disarm();
+        self.metrics.seconds.record(begun.elapsed().as_secs_f64());
         match outcome {
             Some(Ok((_, Ok(value)))) => {
                 self.note(node, None, budget);
@@ -191,30 +213,46 @@ impl Link {
             return;
         }
         state.cause = failure;
-        self.opened(&state, 1);
+        let cause = state.cause.clone();
         drop(state);
+        self.opened(1, cause.as_ref());
         repair::start(self, budget);
+    }
+
+    /// Whoever is refused next starts the repair: here, there may be no runtime any more.
+    fn abandon(&self, node: usize, begun: Instant, budget: Duration) {
+        let mut state = self.state();
+        let now = Instant::now();
+        if state.nodes.breaker(node).is_some_and(|breaker| breaker.abandon(begun, now, budget)) {
+            let cause = Some(Cause::new("no answer while callers waited"));
+            state.cause.clone_from(&cause);
+            drop(state);
+            self.opened(1, cause.as_ref());
+        }
     }
 
     /// There is no server to ask, and will not be for a while: opens every breaker.
     pub(super) fn trip(&self, cause: Option<Cause>) {
         let mut state = self.state();
         let tripped = state.nodes.all().map(Breaker::trip).filter(|tripped| *tripped).count();
-        state.cause = cause.or(state.cause.take());
+        let cause = cause.or(state.cause.take());
+        state.cause.clone_from(&cause);
+        drop(state);
         if tripped > 0 {
-            self.opened(&state, tripped);
+            self.opened(tripped, cause.as_ref());
         }
     }
 
-    fn opened(&self, state: &State, count: usize) {
+    /// Never under the lock: a log or a recorder may be slow.
+    fn opened(&self, count: usize, cause: Option<&Cause>) {
         self.metrics.breaker_open.increment(as_f64(count));
         self.changed.notify_waiters();
         #[cfg(feature = "tracing")]
         tracing::warn!(
-            cause = state.cause.as_ref().map_or("unknown", Cause::as_str),
+            cause = cause.map_or("unknown", Cause::as_str),
             "Redis does not answer: it is not asked until a probe succeeds"
         );
-        let _ = state;
+        let _ = cause;
     }
 
     /// The server answered a probe.
@@ -223,6 +261,7 @@ impl Link {
         let mut state = self.state();
         if state.nodes.breaker(node).is_some_and(|breaker| breaker.close(now)) {
             state.backoff.end(now);
+            drop(state);
             self.metrics.breaker_open.decrement(1.0);
             #[cfg(feature = "tracing")]
             tracing::info!("Redis answers again");
@@ -235,6 +274,7 @@ impl Link {
         let before = state.nodes.open_count();
         state.nodes.adopt(slots, Instant::now());
         let after = state.nodes.open_count();
+        drop(state);
         self.metrics.breaker_open.decrement(as_f64(before.saturating_sub(after)));
     }
 }
@@ -251,4 +291,79 @@ impl Drop for Link {
 #[allow(clippy::cast_precision_loss, reason = "a number of servers")]
 fn as_f64(count: usize) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    fn link() -> Arc<Link> {
+        Arc::new(Link::new(Source::url("redis://h").unwrap()))
+    }
+
+    /// A runtime that ends drops its tasks, and no other one is there to start anything on.
+    #[test]
+    fn callers_may_leave_without_a_runtime() {
+        let link = link();
+        let waiting = || Waiting { link: &link, node: 0, begun: Instant::now(), budget: Duration::ZERO };
+        (0..2000).for_each(|_| waiting().disarm());
+        assert_eq!(link.state().nodes.open_count(), 0, "they got their answers");
+        (0..64).for_each(|_| drop(waiting()));
+        assert_eq!(link.state().nodes.open_count(), 1);
+    }
+
+    #[cfg(feature = "tracing")]
+    #[test]
+    fn nothing_is_logged_under_the_lock() {
+        let link = link();
+        let (lines, locked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let writer = {
+            let (link, lines, locked) = (Arc::clone(&link), Arc::clone(&lines), Arc::clone(&locked));
+            move || {
+                lines.fetch_add(1, Ordering::Relaxed);
+                locked.fetch_or(link.state.try_lock().is_err(), Ordering::Relaxed);
+                std::io::sink()
+            }
+        };
+        tracing::subscriber::with_default(tracing_subscriber::fmt().with_writer(writer).finish(), || {
+            link.trip(None);
+            link.close(0);
+            for _ in 0..64 {
+                link.abandon(0, Instant::now(), Duration::ZERO);
+            }
+            link.close(0);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                for _ in 0..5 {
+                    link.note(0, Some(Cause::new("timed out")), Duration::ZERO);
+                }
+            });
+        });
+        assert!(lines.load(Ordering::Relaxed) >= 5, "{lines:?}");
+        assert!(!locked.load(Ordering::Relaxed));
+    }
+
+    /// The breakers of a map that is out of date are gone, and with them what the gauge said of them.
+    #[cfg(feature = "metrics")]
+    #[test]
+    fn a_new_map_corrects_the_gauge() {
+        use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+
+        let int = Value::Int;
+        let master = Value::Array(vec![Value::BulkString(b"h".to_vec()), int(1)]);
+        let map = Value::Array(vec![Value::Array(vec![int(0), int(16383), master])]);
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        let link = link();
+        metrics::with_local_recorder(&recorder, || {
+            link.trip(None);
+            assert_eq!(link.state().nodes.open_count(), 1);
+            link.adopt(&map);
+        });
+        let recorded = snapshotter.snapshot().into_vec();
+        let [(_, _, _, DebugValue::Gauge(level))] = &*recorded else { panic!("{recorded:?}") };
+        assert_eq!(level.into_inner(), 0.0, "one up, one down");
+    }
 }

@@ -10,18 +10,23 @@
 //!    included. Time in which this process did not get to run is not held against Redis: an operation that is looked
 //!    at late gets as much more, at most one further budget.
 //! 4. A breaker opens after 5 operations in a row without an answer, or when half of at least 20 within a second got
-//!    none. Replies come in order, so operations timed out in a row are just those still in flight. An open breaker
-//!    fails at once, without sending. A cluster has one breaker per master.
+//!    none. Replies come in order, so operations timed out in a row are just those still in flight. Operations
+//!    dropped before their budget is over count too: 64 without any answer in between open it once there has been
+//!    none for a budget, 1024 open it at once. So at most 1024 abandoned commands, and those under way, can queue up in
+//!    a connection that no answer comes out of. An open breaker fails at once, without sending. A cluster has one
+//!    breaker per master.
 //! 5. Only a background task asks whether Redis is back: at once, then after 100 ms, doubling up to 1 s, half of it
 //!    random. It sends a `PING`; an answer within the budget closes the breaker. It takes a fresh connection when the
 //!    old one broke, and after every few unanswered `PING`s. While all is well no such task runs.
 //! 6. `READONLY` and `MOVED` (a failover moved the master) replace the connection, at most once a second.
 //! 7. At most 4096 operations of one handle are under way; the next ones fail at once.
-//! 8. A command is sent once and never repeated. One that timed out may still be carried out: make late writes harmless.
+//! 8. A command is sent once and never repeated, except by the client of a cluster (see "Deployment"). One that timed out
+//!    may still be carried out: make late writes harmless.
 //! 9. Several runtimes may share a handle. If the one that owns the connection ends, another takes over.
 //!
 //! It never: blocks a request longer than its budget, sends a request's command to find out whether Redis works, holds
-//! more than one connection of an application's pool, shows a host, password or URL in `Debug`, errors or logs.
+//! more than one connection of an application's pool, shows a host, password or URL in `Debug`, errors or logs, logs
+//! while it holds a lock that requests need.
 //!
 //! It is no layer: give clones of one handle to the limiter and the cache, and send your own commands with
 //! [`Redis::query`]. Whatever fails is a [`StoreError`]; each layer decides what that
@@ -50,8 +55,14 @@
 //! provider; if none is installed when the first connection is made, *ring* becomes it. A URL may also name a Unix
 //! socket (`unix:///run/redis.sock`).
 //!
-//! A cluster is reached through [`Redis::from_cluster_pool`]; every command sent must have exactly one key. A pool must
-//! have room for two connections at least, since one of them is held.
+//! A cluster is reached through [`Redis::from_cluster_pool`]; every command sent must have exactly one key. The
+//! client beneath it (`redis` 1.8) sends a command again when the connection breaks before the reply, also one that was
+//! carried out, up to 16 times, though only while its caller waits. `deadpool_redis` builds that client itself and has
+//! no setting for it: what must not happen twice (`INCR`, a limiter's spending) may, while a master goes down. Where
+//! that matters, use [`Redis::connect`], [`Redis::from_pool`] or [`Redis::from_sentinel_pool`]. `MOVED` and `ASK` are
+//! followed too; a server that answers so has not carried out the command.
+//!
+//! A pool must have room for two connections at least, since one of them is held.
 //!
 //! A budget below the round trip to Redis keeps the breaker open: 20 ms is for a Redis in the same region.
 //!

@@ -182,3 +182,24 @@ async fn open(link: &Link) -> Result<Lane, Cause> {
         Ok(Ok(held)) => Ok(Lane::new(held)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::Source;
+    use super::*;
+
+    #[test]
+    fn a_repair_that_does_not_stir_is_succeeded() {
+        let link = Link::new(Source::url("redis://h").unwrap());
+        let mut state = link.state();
+        let now = Instant::now();
+        assert_eq!(state.claim(now), Some(1));
+        assert_eq!(state.claim(now + ABANDONED / 2), None);
+        state.on_shift(1).unwrap().stirred = now + ABANDONED / 2;
+        assert_eq!(state.claim(now + ABANDONED), None, "it has stirred");
+        let later = now + ABANDONED / 2 + ABANDONED;
+        assert_eq!(state.claim(later), Some(2));
+        assert!(state.on_shift(1).is_none() && state.on_shift(2).is_some(), "the first one ends when it wakes");
+        assert_eq!(state.claim(later), None);
+    }
+}

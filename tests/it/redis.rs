@@ -207,6 +207,40 @@ async fn frozen_under_load() {
     }
 }
 
+/// Callers with a deadline below the budget, such as a timeout layer's.
+#[tokio::test]
+async fn callers_that_leave_early_open_it_too() {
+    let server = RedisServer::start();
+    let redis = patient(&server.url());
+    up(&redis).await;
+    let hasty = redis.clone().time_budget(ONE_BUDGET);
+    let ask = async || tokio::time::timeout(BUDGET / 4, kind(&hasty)).await;
+    server.freeze();
+    let mut left = 0;
+    while ask().await.is_err() {
+        left += 1;
+        assert!(left < 100, "they still wait");
+    }
+    assert_eq!(left, 64, "5 ms each, longer than a budget");
+    assert_eq!(ask().await, Ok(Some(Kind::Open)));
+    server.thaw();
+    up(&hasty).await;
+}
+
+/// A client that closes its connection takes all its requests along. Redis is well, and stays in use.
+#[tokio::test]
+async fn many_callers_that_leave_at_once_do_not() {
+    let server = RedisServer::start();
+    let redis = patient(&server.url());
+    up(&redis).await;
+    for _ in 0..20 {
+        let asked = (0..500).map(|_| kind(&redis));
+        let left = tokio::time::timeout(Duration::ZERO, futures_util::future::join_all(asked)).await;
+        assert!(left.is_err());
+        assert_eq!(kind(&redis).await, None);
+    }
+}
+
 #[tokio::test]
 async fn frozen_before_the_first_connection() {
     let server = RedisServer::start();
