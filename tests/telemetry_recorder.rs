@@ -203,29 +203,73 @@ fn work_on_other_threads_is_not_lag() {
     assert!(late <= samples * 0.01 + waited * 2.0, "{late} of {samples} samples; a client waited for {waited} ticks");
 }
 
+/// How many samples an idle runtime gives in a second.
+fn samples_in_a_second(scrape: &Scrape<'_>) -> f64 {
+    let count = || scrape.value("event_loop_lag_seconds_count");
+    let (start, before) = (Instant::now(), count());
+    block(Duration::from_secs(1));
+    (count() - before) / start.elapsed().as_secs_f64()
+}
+
+#[test]
+fn a_runtime_gives_one_sample_per_tick_however_many_layers_it_has() {
+    let mut scrape = Scrape::alone();
+    scrape.install();
+    #[cfg(target_os = "linux")]
+    wait_for_samplers(0);
+    let server = serve(2);
+    let second = server.run(async { TelemetryLayer::new() });
+    #[cfg(target_os = "linux")]
+    wait_for_samplers(1);
+    // A machine that is busy elsewhere runs the sampler late: fewer.
+    let samples = samples_in_a_second(&scrape);
+    assert!((60.0..105.0).contains(&samples), "{samples} samples in a second");
+    server.ask("/block/100");
+    block(Duration::from_millis(40));
+    for vitals in [server.layer.vitals(), second.vitals()] {
+        assert!(vitals.lag_max() >= Duration::from_millis(80), "{vitals:?}");
+    }
+    let other = serve(0);
+    #[cfg(target_os = "linux")]
+    wait_for_samplers(2);
+    assert!(other.layer.vitals().lag_max() < Duration::from_millis(80));
+
+    let Server { router, layer, handle, _stop: stop } = server;
+    drop((router, layer, second, other));
+    #[cfg(target_os = "linux")]
+    wait_for_samplers(0);
+    assert!(samples_in_a_second(&scrape) < 1.0);
+    let _entered = handle.enter();
+    let again = TelemetryLayer::new();
+    assert!(samples_in_a_second(&scrape) > 60.0);
+    drop((again, stop));
+}
+
+#[cfg(target_os = "linux")]
+fn wait_for_samplers(count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while sampler_threads() != count {
+        assert!(Instant::now() < deadline, "{} samplers, expected {count}", sampler_threads());
+        block(Duration::from_millis(2));
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn the_sampler_ends_with_its_last_owner_or_its_runtime() {
     let _alone = Scrape::alone();
-    let wait_for = |count: usize| {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while sampler_threads() != count {
-            assert!(Instant::now() < deadline, "{} samplers, expected {count}", sampler_threads());
-            block(Duration::from_millis(2));
-        }
-    };
-    wait_for(0);
+    wait_for_samplers(0);
     let Server { router, layer, _stop: stop, .. } = serve(2);
     let vitals = layer.vitals();
-    wait_for(1);
+    wait_for_samplers(1);
     drop((router, layer));
     block(Duration::from_millis(60));
-    wait_for(1);
+    wait_for_samplers(1);
     drop(vitals);
-    wait_for(0);
+    wait_for_samplers(0);
     let Server { router, layer, _stop: other, .. } = serve(0);
-    wait_for(1);
+    wait_for_samplers(1);
     drop((stop, other));
-    wait_for(0);
+    wait_for_samplers(0);
     drop((router, layer));
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::metrics;
-use super::sampler::Readings;
+use super::readings::Readings;
 use crate::scope::{Route, Watch, on_event_loop};
 
 /// Polls shorter than this go unnoticed, unless configured otherwise.
