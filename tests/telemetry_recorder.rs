@@ -13,6 +13,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tower::ServiceExt;
+use tower_scale::cache::{CacheLayer, MemoryStore};
+use tower_scale::offload::{OffloadLayer, OffloadPool};
 use tower_scale::telemetry::{LAG_BUCKETS, TelemetryLayer};
 
 /// One sampler at a time, so that the histogram is its own; and the recorder, once it is installed.
@@ -46,6 +48,10 @@ impl Scrape<'_> {
         let text = self.text();
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    fn long_polls(&self, route: &str) -> f64 {
+        self.value(&format!("http_long_polls_total{{route=\"{route}\"}}"))
     }
 
     fn lag_over(&self, bound: f64) -> f64 {
@@ -144,6 +150,50 @@ fn a_recorder_installed_after_the_layer_gets_everything() {
     assert!(scrape.lag_over(0.05) >= 1.0, "{text}");
     let max = scrape.value("event_loop_lag_max_seconds");
     assert!(max > 0.08, "{max}");
+}
+
+fn cacheable(ms: u64) -> ([(&'static str, &'static str); 1], &'static str) {
+    block(Duration::from_millis(ms));
+    ([("cache-control", "max-age=60")], "done")
+}
+
+#[test]
+fn a_handler_that_a_cache_fill_moved_is_blamed_under_its_own_route() {
+    let mut scrape = Scrape::alone();
+    scrape.install();
+    for workers in [0, 2] {
+        let mut server = serve(workers);
+        let handler = async |Path(ms): Path<u64>| cacheable(ms);
+        server.router = Router::new()
+            .route("/filled/{ms}", get(handler))
+            .layer(CacheLayer::new(MemoryStore::new(1 << 20)))
+            .layer(server.layer.clone().long_poll(Duration::from_millis(40)));
+        let counts = || ["/filled/{ms}", "unknown"].map(|route| scrape.long_polls(route));
+        let before = counts();
+        for _ in 0..2 {
+            server.ask("http://localhost/filled/50");
+        }
+        let after = counts();
+        assert_eq!([after[0] - before[0], after[1] - before[1]], [1.0, 0.0], "filled once, {workers} workers");
+    }
+}
+
+#[test]
+fn an_offloaded_handler_holds_no_event_loop() {
+    let mut scrape = Scrape::alone();
+    scrape.install();
+    let mut server = serve(2);
+    let handler = async |Path(ms): Path<u64>| cacheable(ms);
+    let route = Router::new().route("/offloaded/{ms}", get(handler));
+    let timed = server.layer.clone().long_poll(Duration::from_millis(40));
+    server.router =
+        route.clone().layer(OffloadLayer::new(OffloadPool::builder().build().unwrap())).layer(timed.clone());
+    server.ask("/offloaded/50");
+    assert_eq!(scrape.long_polls("/offloaded/{ms}"), 0.0);
+    // Without the pool it is seen.
+    server.router = route.layer(timed);
+    server.ask("/offloaded/50");
+    assert_eq!(scrape.long_polls("/offloaded/{ms}"), 1.0);
 }
 
 #[test]

@@ -91,6 +91,8 @@ mod metrics;
 mod readings;
 mod rolling;
 mod sampler;
+#[cfg(feature = "tracing")]
+mod seat;
 mod service;
 mod watch;
 

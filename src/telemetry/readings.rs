@@ -10,7 +10,7 @@ use super::Memory;
 use super::sampler::Sampler;
 
 /// A poll that is shorter than this is left to the probe.
-const HELD: Duration = Duration::from_millis(20);
+pub(super) const HELD: Duration = Duration::from_millis(20);
 
 /// Polls remembered between two readings; more than there are workers, unless readings are very late.
 const MAX_HELD: usize = 256;
@@ -52,10 +52,15 @@ impl Default for Readings {
 
 impl Readings {
     /// Has the current runtime sampled, if there is one and these readings are not of another.
+    #[inline]
     pub(super) fn sample_here(self: &Arc<Self>) {
-        if self.sampled.load(Ordering::Relaxed) {
-            return;
+        if !self.sampled.load(Ordering::Relaxed) {
+            self.join();
         }
+    }
+
+    #[cold]
+    fn join(self: &Arc<Self>) {
         let Ok(handle) = Handle::try_current() else { return };
         if Sampled::lock().join(self, handle.id()) {
             Sampler::start(handle);
@@ -74,13 +79,11 @@ impl Readings {
         *lock(&self.memory)
     }
 
-    /// Tells the sampler of a poll that ran from `start` to `end`. Short ones do not matter to it.
+    /// Tells the sampler of a poll that ran from `start` to `end`, for [`HELD`] or longer.
     pub(super) fn held(&self, start: Instant, end: Instant) {
-        if end - start >= HELD {
-            let mut held = lock(&self.held);
-            if held.len() < MAX_HELD {
-                held.push((start, end));
-            }
+        let mut held = lock(&self.held);
+        if held.len() < MAX_HELD {
+            held.push((start, end));
         }
     }
 

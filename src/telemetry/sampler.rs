@@ -116,7 +116,7 @@ impl Sampler {
         readings.iter().for_each(|readings| readings.set_lag(step.lag, step.lag_max));
         metrics::lag_max(step.lag_max);
         #[cfg(feature = "tracing")]
-        super::watch::warn_of_stuck(now);
+        super::seat::warn_of_stuck(now);
         if now >= self.collect_due {
             self.collect(now, readings);
         }
