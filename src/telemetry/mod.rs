@@ -54,7 +54,14 @@
 //! # }
 //! ```
 //!
-//! **Cost.** The sampler takes about half a per cent of a core under load.
+//! **Cost.** The sampler takes 5 ms of processor time per second (half a per cent of a core), of which memory, process
+//! and exported figures are a part, and its 50 to 100 probes take up to 4 ms per second of an otherwise idle runtime.
+//! A request pays two clock readings per poll and an extension, 0.2 to 0.3 µs in all.
+//!
+//! **What is seen**: stalls of 20 ms and more by a request's poll and of 30 ms and more by any other task, on any
+//! worker; shorter waits, of a task that any worker may take, by probing. **What is not**: a worker held for less than
+//! 20 ms while another is free; how long one particular task waited; the route behind a task that a handler spawned
+//! (it shows as lag only); blocking outside the runtime's workers.
 //!
 //! **Deployment caveats.** A Prometheus exporter needs [`LAG_BUCKETS`], and its upkeep must run, or histograms grow without
 //! bound. A turn is up to `event_interval` (61) polls, so many short polls in a row may show as lag of tens of
@@ -78,7 +85,8 @@
 //! | `process_cpu_seconds_total` | counter | processor time of the process |
 //!
 //! All but `http_long_polls_total` are recorded by the sampler's thread, so they need a global recorder; it may be
-//! installed at any time.
+//! installed at any time. For that, and since they are used rarely (a long poll, a reading), handles are not cached:
+//! each use looks its metric up by name.
 
 mod body;
 #[cfg(feature = "metrics")]

@@ -49,11 +49,9 @@ impl LongPolls {
     }
 
     /// Runs one poll. If it panics, it is counted all the same and the panic passes through.
+    #[inline]
     pub(super) fn time<R>(&self, route: &Route, poll: impl FnOnce() -> R) -> R {
-        if !on_event_loop() || TIMED.get() {
-            return poll();
-        }
-        let _timed = Timed::begin(self, route);
+        let _timed = (on_event_loop() && !TIMED.get()).then(|| Timed::begin(self, route));
         poll()
     }
 
