@@ -1,11 +1,11 @@
 //! Event-loop lag, memory, and which route held the event loop.
 //!
 //! 1. **Lag is measured from outside the loop**, by one OS thread per runtime, however many layers it has, which reads
-//!    the runtime every 10 ms (20 ms while it is quiet) in two ways. A *probe*, a task that only says when it ran, shows how long the queues are. The
-//!    workers' own *counters* show a worker that has been in one turn since the last reading, which the probe cannot
-//!    see while another worker is free. A third source does not depend on that thread being run in time: polls of
-//!    requests are timed where they run. So stalls of 20 ms and more that a request causes are found, others of 30 ms
-//!    and more, on every runtime flavour.
+//!    the runtime every 10 ms (20 ms while it is quiet) in two ways. A *probe*, a task that only says when it ran,
+//!    shows how long the queues are. The workers' own *counters* show a worker that has been in one turn since the last
+//!    reading, which the probe cannot see while another worker is free. A third source does not depend on that thread
+//!    being run in time: polls of requests are timed where they run. So stalls of 20 ms and more that a request causes
+//!    are found, others of 30 ms and more, on every runtime flavour.
 //! 2. **A stall counts as every tick that it delayed**: one of 50 ms is recorded as 50, 40, 30, 20 and 10 ms, as tasks
 //!    that became due in that time would have waited. Otherwise the histogram would show one bad sample among hundreds
 //!    of good ones (coordinated omission). No tick counts twice when both ways, or several workers, see the stall. A
@@ -63,11 +63,11 @@
 //! 20 ms while another is free; how long one particular task waited; the route behind a task that a handler spawned
 //! (it shows as lag only); blocking outside the runtime's workers.
 //!
-//! **Deployment caveats.** A Prometheus exporter needs [`LAG_BUCKETS`], and its upkeep must run, or histograms grow without
-//! bound. A turn is up to `event_interval` (61) polls, so many short polls in a row may show as lag of tens of
+//! **Deployment caveats.** A Prometheus exporter needs [`LAG_BUCKETS`], and its upkeep must run, or histograms grow
+//! without bound. A turn is up to `event_interval` (61) polls, so many short polls in a row may show as lag of tens of
 //! milliseconds, as they do to a task that waits behind them. The body of `#[tokio::main]` is not on a worker of a
-//! multi-thread runtime: blocking there is not lag. Work inside `block_in_place` is counted as a long poll although
-//! the runtime moves its other tasks away. Only the first runtime that a layer meets is sampled for it, until it shuts
+//! multi-thread runtime: blocking there is not lag. Work inside `block_in_place` is counted as a long poll although the
+//! runtime moves its other tasks away. Only the first runtime that a layer meets is sampled for it, until it shuts
 //! down. A sampler that cannot start (no thread to be had) or panics is tried again by a request 10 s later.
 //!
 //! | metric | kind | meaning |
