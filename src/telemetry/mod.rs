@@ -54,7 +54,7 @@
 //! # }
 //! ```
 //!
-//! **Cost.** The sampler takes 5 ms of processor time per second (half a per cent of a core), of which memory, process
+//! **Cost.** The sampler takes 5 to 7 ms of processor time per second (0.5 to 0.7 % of a core), of which memory, process
 //! and exported figures are a part, and its 50 to 100 probes take up to 4 ms per second of an otherwise idle runtime.
 //! A request pays two clock readings per poll and an extension, 0.2 to 0.3 µs in all.
 //!
