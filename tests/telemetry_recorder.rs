@@ -13,6 +13,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tower::ServiceExt;
+use tower_scale::cache::{CacheLayer, MemoryStore};
+use tower_scale::offload::{OffloadLayer, OffloadPool};
 use tower_scale::telemetry::{LAG_BUCKETS, TelemetryLayer};
 
 /// One sampler at a time, so that the histogram is its own; and the recorder, once it is installed.
@@ -46,6 +48,10 @@ impl Scrape<'_> {
         let text = self.text();
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    fn long_polls(&self, route: &str) -> f64 {
+        self.value(&format!("http_long_polls_total{{route=\"{route}\"}}"))
     }
 
     fn lag_over(&self, bound: f64) -> f64 {
@@ -146,6 +152,50 @@ fn a_recorder_installed_after_the_layer_gets_everything() {
     assert!(max > 0.08, "{max}");
 }
 
+fn cacheable(ms: u64) -> ([(&'static str, &'static str); 1], &'static str) {
+    block(Duration::from_millis(ms));
+    ([("cache-control", "max-age=60")], "done")
+}
+
+#[test]
+fn a_handler_that_a_cache_fill_moved_is_blamed_under_its_own_route() {
+    let mut scrape = Scrape::alone();
+    scrape.install();
+    for workers in [0, 2] {
+        let mut server = serve(workers);
+        let handler = async |Path(ms): Path<u64>| cacheable(ms);
+        server.router = Router::new()
+            .route("/filled/{ms}", get(handler))
+            .layer(CacheLayer::new(MemoryStore::new(1 << 20)))
+            .layer(server.layer.clone().long_poll(Duration::from_millis(40)));
+        let counts = || ["/filled/{ms}", "unknown"].map(|route| scrape.long_polls(route));
+        let before = counts();
+        for _ in 0..2 {
+            server.ask("http://localhost/filled/50");
+        }
+        let after = counts();
+        assert_eq!([after[0] - before[0], after[1] - before[1]], [1.0, 0.0], "filled once, {workers} workers");
+    }
+}
+
+#[test]
+fn an_offloaded_handler_holds_no_event_loop() {
+    let mut scrape = Scrape::alone();
+    scrape.install();
+    let mut server = serve(2);
+    let handler = async |Path(ms): Path<u64>| cacheable(ms);
+    let route = Router::new().route("/offloaded/{ms}", get(handler));
+    let timed = server.layer.clone().long_poll(Duration::from_millis(40));
+    server.router =
+        route.clone().layer(OffloadLayer::new(OffloadPool::builder().build().unwrap())).layer(timed.clone());
+    server.ask("/offloaded/50");
+    assert_eq!(scrape.long_polls("/offloaded/{ms}"), 0.0);
+    // Without the pool it is seen.
+    server.router = route.layer(timed);
+    server.ask("/offloaded/50");
+    assert_eq!(scrape.long_polls("/offloaded/{ms}"), 1.0);
+}
+
 #[test]
 fn every_block_is_in_the_histogram_with_its_ticks() {
     let mut scrape = Scrape::alone();
@@ -203,29 +253,73 @@ fn work_on_other_threads_is_not_lag() {
     assert!(late <= samples * 0.01 + waited * 2.0, "{late} of {samples} samples; a client waited for {waited} ticks");
 }
 
+/// How many samples an idle runtime gives in a second.
+fn samples_in_a_second(scrape: &Scrape<'_>) -> f64 {
+    let count = || scrape.value("event_loop_lag_seconds_count");
+    let (start, before) = (Instant::now(), count());
+    block(Duration::from_secs(1));
+    (count() - before) / start.elapsed().as_secs_f64()
+}
+
+#[test]
+fn a_runtime_gives_one_sample_per_tick_however_many_layers_it_has() {
+    let mut scrape = Scrape::alone();
+    scrape.install();
+    #[cfg(target_os = "linux")]
+    wait_for_samplers(0);
+    let server = serve(2);
+    let second = server.run(async { TelemetryLayer::new() });
+    #[cfg(target_os = "linux")]
+    wait_for_samplers(1);
+    // A machine that is busy elsewhere runs the sampler late: fewer.
+    let samples = samples_in_a_second(&scrape);
+    assert!((60.0..105.0).contains(&samples), "{samples} samples in a second");
+    server.ask("/block/100");
+    block(Duration::from_millis(40));
+    for vitals in [server.layer.vitals(), second.vitals()] {
+        assert!(vitals.lag_max() >= Duration::from_millis(80), "{vitals:?}");
+    }
+    let other = serve(0);
+    #[cfg(target_os = "linux")]
+    wait_for_samplers(2);
+    assert!(other.layer.vitals().lag_max() < Duration::from_millis(80));
+
+    let Server { router, layer, handle, _stop: stop } = server;
+    drop((router, layer, second, other));
+    #[cfg(target_os = "linux")]
+    wait_for_samplers(0);
+    assert!(samples_in_a_second(&scrape) < 1.0);
+    let _entered = handle.enter();
+    let again = TelemetryLayer::new();
+    assert!(samples_in_a_second(&scrape) > 60.0);
+    drop((again, stop));
+}
+
+#[cfg(target_os = "linux")]
+fn wait_for_samplers(count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while sampler_threads() != count {
+        assert!(Instant::now() < deadline, "{} samplers, expected {count}", sampler_threads());
+        block(Duration::from_millis(2));
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn the_sampler_ends_with_its_last_owner_or_its_runtime() {
     let _alone = Scrape::alone();
-    let wait_for = |count: usize| {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while sampler_threads() != count {
-            assert!(Instant::now() < deadline, "{} samplers, expected {count}", sampler_threads());
-            block(Duration::from_millis(2));
-        }
-    };
-    wait_for(0);
+    wait_for_samplers(0);
     let Server { router, layer, _stop: stop, .. } = serve(2);
     let vitals = layer.vitals();
-    wait_for(1);
+    wait_for_samplers(1);
     drop((router, layer));
     block(Duration::from_millis(60));
-    wait_for(1);
+    wait_for_samplers(1);
     drop(vitals);
-    wait_for(0);
+    wait_for_samplers(0);
     let Server { router, layer, _stop: other, .. } = serve(0);
-    wait_for(1);
+    wait_for_samplers(1);
     drop((stop, other));
-    wait_for(0);
+    wait_for_samplers(0);
     drop((router, layer));
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::rolling::RollingMax;
 
-/// Time between two readings of a busy runtime, and so between two ticks.
+/// Time between two ticks, and between two readings of a busy runtime.
 pub(super) const PERIOD: Duration = Duration::from_millis(10);
 
 /// A stall counts at most this many ticks (one minute), so that waking up from one stays cheap.
@@ -186,9 +186,16 @@ impl LagMeter {
             self.ended.push(Stall { start, end });
         } else if stalled_since.is_none() && start >= self.covered {
             // Another worker answered at once; the ticks of a stalled one are recorded when its stall ends.
-            record(wait);
+            (0..self.ticks_until(reading.due)).for_each(|_| record(wait));
         }
         wait
+    }
+
+    /// How many ticks the pause before this reading was meant to last: more than one if the runtime was quiet. Time by
+    /// which the reading is late has no samples, as nobody knows what the loop did.
+    fn ticks_until(&self, due: Duration) -> u128 {
+        let pause = due.saturating_sub(self.previous) + PERIOD / 2;
+        (pause.as_nanos() / PERIOD.as_nanos()).max(1)
     }
 
     /// Records the ticks of the stalls that ended, each tick once; ticks that a stall in progress covers wait for it.

@@ -15,6 +15,8 @@ struct Simulation {
     freezes: Vec<(u64, u64)>,
     sent: Option<u64>,
     held: Vec<(u64, u64)>,
+    /// The pause before the next reading of a quiet runtime, 10 ms unless set.
+    quiet_pause: Option<u64>,
     samples: Vec<Duration>,
 }
 
@@ -70,8 +72,9 @@ impl Simulation {
         while due <= until {
             let frozen = self.freezes.iter().find(|(start, end)| (*start..*end).contains(&due));
             let now = frozen.map_or(due, |(_, end)| *end);
-            steps.push(self.step(due, now));
-            due = now + 10;
+            let step = self.step(due, now);
+            steps.push(step);
+            due = now + self.quiet_pause.filter(|_| step.quiet).unwrap_or(10);
         }
         steps
     }
@@ -122,10 +125,21 @@ fn a_stall_inside_a_longer_one_leaves_the_ticks_to_it() {
 #[test]
 fn there_is_one_sample_per_tick_stalled_or_not() {
     for stalls in [&[&[][..], &[]][..], &[&[(105, 305)], &[]], &[&[(105, 305)], &[(105, 305)]]] {
-        let mut simulation = Simulation::of(stalls);
-        simulation.run(1000);
-        assert!((98..=101).contains(&simulation.samples.len()), "{}: {stalls:?}", simulation.samples.len());
+        for quiet_pause in [10, 20] {
+            let mut simulation = Simulation { quiet_pause: Some(quiet_pause), ..Simulation::of(stalls) };
+            simulation.run(1000);
+            let samples = simulation.samples.len();
+            assert!((98..=102).contains(&samples), "{samples}: {stalls:?}, {quiet_pause} ms when quiet");
+        }
     }
+}
+
+#[test]
+fn time_by_which_a_reading_is_late_has_no_samples() {
+    let mut simulation = Simulation { quiet_pause: Some(20), ..Simulation::of(&[&[], &[]]) };
+    simulation.freezes = vec![(205, 705)];
+    simulation.run(1000);
+    assert!((47..=52).contains(&simulation.samples.len()), "{}", simulation.samples.len());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Method, Uri};
 use tower_layer::Layer;
 
-use super::sampler::Readings;
+use super::readings::Readings;
 use super::watch::LongPolls;
 use super::{Memory, Telemetry};
 
@@ -13,8 +13,7 @@ pub(super) type Namer = Arc<dyn Fn(&Method, &Uri) -> &'static str + Send + Sync>
 
 /// Measures the event loop and memory, and blames long polls on their route. See the [module](super).
 ///
-/// Clones share one sampler and one set of readings: build one and clone it. A second one would sample the same
-/// runtime again.
+/// A runtime has one sampler, however many layers it has.
 #[derive(Clone)]
 pub struct TelemetryLayer {
     polls: Arc<LongPolls>,

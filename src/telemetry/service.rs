@@ -27,6 +27,7 @@ pub(super) struct Stopwatch {
 }
 
 impl Stopwatch {
+    #[inline]
     pub(super) fn time<R>(&self, poll: impl FnOnce() -> R) -> R {
         self.polls.time(&self.route, poll)
     }

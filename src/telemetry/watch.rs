@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::metrics;
-use super::sampler::Readings;
+use super::readings::{HELD, Readings};
+#[cfg(feature = "tracing")]
+use super::seat;
 use crate::scope::{Route, Watch, on_event_loop};
 
 /// Polls shorter than this go unnoticed, unless configured otherwise.
@@ -47,11 +49,9 @@ impl LongPolls {
     }
 
     /// Runs one poll. If it panics, it is counted all the same and the panic passes through.
+    #[inline]
     pub(super) fn time<R>(&self, route: &Route, poll: impl FnOnce() -> R) -> R {
-        if !on_event_loop() || TIMED.get() {
-            return poll();
-        }
-        let _timed = Timed::begin(self, route);
+        let _timed = (on_event_loop() && !TIMED.get()).then(|| Timed::begin(self, route));
         poll()
     }
 
@@ -98,10 +98,9 @@ struct Timed<'a> {
 impl<'a> Timed<'a> {
     fn begin(polls: &'a LongPolls, route: &'a Route) -> Self {
         TIMED.set(true);
-        let since = Instant::now();
         #[cfg(feature = "tracing")]
-        seat::take(route, since);
-        Self { polls, route, since }
+        seat::take(route);
+        Self { polls, route, since: Instant::now() }
     }
 }
 
@@ -111,8 +110,10 @@ impl Drop for Timed<'_> {
         TIMED.set(false);
         #[cfg(feature = "tracing")]
         seat::leave();
-        self.polls.readings.held(self.since, end);
         let took = end - self.since;
+        if took >= HELD {
+            self.polls.readings.held(self.since, end);
+        }
         if took >= self.polls.threshold {
             self.polls.blame(self.route.as_str().unwrap_or("unknown"), took);
         }
@@ -138,90 +139,6 @@ impl LogGate {
         }
         *next = Some(now + LOG_PERIOD);
         Some(self.held_back.swap(0, Ordering::Relaxed))
-    }
-}
-
-#[cfg(feature = "tracing")]
-pub(super) use seat::warn_of_stuck;
-
-/// Which request each thread is polling, so that the sampler can name one that never returns.
-#[cfg(feature = "tracing")]
-mod seat {
-    use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
-    use std::time::{Duration, Instant};
-
-    use crate::scope::Route;
-
-    /// A poll that has lasted this long is named while it still lasts.
-    const STUCK: Duration = Duration::from_secs(1);
-
-    type Seat = Mutex<Option<Taken>>;
-
-    struct Taken {
-        route: Route,
-        since: Instant,
-        named: bool,
-    }
-
-    /// One seat per thread that has polled a request and still lives.
-    static SEATS: Mutex<Vec<Weak<Seat>>> = Mutex::new(Vec::new());
-
-    thread_local! {
-        static SEAT: Arc<Seat> = {
-            let seat = Arc::default();
-            SEATS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&seat));
-            seat
-        };
-    }
-
-    pub(super) fn take(route: &Route, since: Instant) {
-        set(Some(Taken { route: route.clone(), since, named: false }));
-    }
-
-    pub(super) fn leave() {
-        set(None);
-    }
-
-    fn set(taken: Option<Taken>) {
-        // A thread that is being torn down has no seat any more.
-        let _ = SEAT.try_with(|seat| *seat.lock().unwrap_or_else(PoisonError::into_inner) = taken);
-    }
-
-    pub(in crate::telemetry) fn warn_of_stuck(now: Instant) {
-        for (route, age) in find_stuck(now) {
-            tracing::warn!(
-                route = route.as_str().unwrap_or("unknown"),
-                blocked_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-                "a request is holding the event loop"
-            );
-        }
-    }
-
-    pub(super) fn find_stuck(now: Instant) -> Vec<(Route, Duration)> {
-        let mut found = Vec::new();
-        SEATS.lock().unwrap_or_else(PoisonError::into_inner).retain(|seat| {
-            let seat = seat.upgrade();
-            found.extend(seat.as_deref().and_then(|seat| stuck(seat, now)));
-            seat.is_some()
-        });
-        found
-    }
-
-    /// The request that has just been found stuck; each is found once.
-    fn stuck(seat: &Seat, now: Instant) -> Option<(Route, Duration)> {
-        let mut taken = match seat.try_lock() {
-            Ok(taken) => taken,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            // Its thread is just taking or leaving it.
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        let taken = taken.as_mut().filter(|taken| !taken.named)?;
-        let age = now.saturating_duration_since(taken.since);
-        if age < STUCK {
-            return None;
-        }
-        taken.named = true;
-        Some((taken.route.clone(), age))
     }
 }
 
@@ -274,20 +191,5 @@ mod tests {
         assert_eq!((gate.pass(), gate.pass()), (None, None));
         *gate.next.lock().unwrap() = Some(Instant::now());
         assert_eq!(gate.pass(), Some(2));
-    }
-
-    #[cfg(feature = "tracing")]
-    #[test]
-    fn a_stuck_request_is_named_once_while_it_is_stuck() {
-        let polls = LongPolls::new(Arc::default());
-        polls.time(&Route::Named("stuck here"), || {
-            let names = |later: u64| {
-                let found = seat::find_stuck(Instant::now() + Duration::from_millis(later));
-                found.iter().filter(|(route, _)| route.as_str() == Some("stuck here")).count()
-            };
-            assert_eq!(names(900), 0);
-            assert_eq!(names(1000), 1);
-            assert_eq!(names(2000), 0);
-        });
     }
 }
