@@ -51,6 +51,8 @@ pub(super) struct Stream {
     /// Where the length is known, the body can be shared while it grows, since it is known to fit.
     pub(super) length: Option<u64>,
     pub(super) since: Instant,
+    /// [`Flights::voided`] of the URL, before the request was forwarded.
+    pub(super) voided: u64,
 }
 
 /// All fetches under way in one cache.
@@ -61,6 +63,8 @@ pub(super) struct Flights {
     stored: Stripes,
     /// Counts invalidations: a fetch that is older than the last one must not be stored.
     voided: Stripes,
+    /// Taken to store or to invalidate, per stripe of URLs.
+    orders: Box<[Mutex<()>]>,
     /// Keys whose last response was not for sharing: nobody waits for the next one in vain.
     unshared: Markers,
 }
@@ -95,6 +99,7 @@ impl Flights {
             metrics,
             stored: Stripes::new(),
             voided: Stripes::new(),
+            orders: (0..STRIPES).map(|_| Mutex::default()).collect(),
             unshared: Markers::new(),
         }
     }
@@ -122,14 +127,20 @@ impl Flights {
         self.voided.bump(primary);
     }
 
+    /// Runs `step` while no other store or invalidation of the URL begins.
+    pub(super) fn in_order<T>(&self, primary: &Key, step: impl FnOnce() -> T) -> T {
+        let _order = self.orders.get(stripe(primary)).map(|order| order.lock().unwrap_or_else(PoisonError::into_inner));
+        step()
+    }
+
     /// Leads or joins the fetch of `key`, after a lookup that began when [`stored`](Self::stored) was `seen`. A fetch
     /// that is older than the last invalidation of the URL is left to those who wait for it already.
     pub(super) fn join(self: &Arc<Self>, key: &Key, primary: &Key, seen: u64) -> Join {
         if self.unshared.holds(key, Instant::now()) {
             return Join::Unshared;
         }
-        let voided = self.voided(primary);
         let mut table = self.lock();
+        let voided = self.voided(primary);
         if let Some(flight) = table.get(key).filter(|flight| flight.voided == voided) {
             if matches!(*flight.phase.borrow(), Phase::Vacant) {
                 return Join::Lead(self.seat(flight));
@@ -324,19 +335,23 @@ impl Drop for Listener {
     }
 }
 
+const STRIPES: usize = 1024;
+
+fn stripe(key: &Key) -> usize {
+    // The remainder fits whatever the width of `usize`.
+    usize::try_from(key.hash() % STRIPES as u64).unwrap_or(0)
+}
+
 /// Counters that keys share by hash: a foreign key's count costs one needless lookup or one response not stored.
 struct Stripes(Box<[AtomicU64]>);
 
 impl Stripes {
-    const COUNT: usize = 1024;
-
     fn new() -> Self {
-        Self((0..Self::COUNT).map(|_| AtomicU64::new(0)).collect())
+        Self((0..STRIPES).map(|_| AtomicU64::new(0)).collect())
     }
 
     fn of(&self, key: &Key) -> Option<&AtomicU64> {
-        // The remainder fits whatever the width of `usize`.
-        self.0.get(usize::try_from(key.hash() % Self::COUNT as u64).unwrap_or(0))
+        self.0.get(stripe(key))
     }
 
     fn read(&self, key: &Key) -> u64 {

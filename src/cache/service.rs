@@ -21,7 +21,7 @@ use super::lookup::{Found, Search};
 use super::metrics::Outcome;
 use super::request::Asked;
 use super::status::Forward;
-use super::vary::VarySpec;
+use super::vary::Known;
 use crate::ready::{self, CallWhenReady};
 use crate::refusal::Grpc;
 use crate::scope::Scope;
@@ -87,7 +87,7 @@ where
             Ok(Found::Miss(miss)) if asked.may_share() && Handle::try_current().is_ok() => {
                 self.detour(case, request, Looked::Missed(miss))
             }
-            Ok(Found::Miss(miss)) => self.alone(case, request, miss.forward, miss.spec),
+            Ok(Found::Miss(miss)) => self.alone(case, request, miss.forward, miss.known),
             Err((search, step)) => self.detour(case, request, Looked::Asked(search, step)),
         }
     }
@@ -121,7 +121,7 @@ impl<S: Clone> Cache<S> {
         case: Case,
         request: Request<B>,
         forward: Forward,
-        spec: Option<VarySpec>,
+        known: Option<Known>,
     ) -> ResponseFuture<S, B, ResBody>
     where
         S: Service<Request<B>, Response = Response<ResBody>>,
@@ -136,7 +136,7 @@ impl<S: Clone> Cache<S> {
                     request.headers(),
                     Scope::capture(request.extensions()),
                     forward,
-                    spec,
+                    known,
                     true,
                 )),
             }

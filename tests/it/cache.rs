@@ -363,6 +363,101 @@ async fn a_fetch_that_a_post_has_overtaken_is_not_stored() {
 }
 
 #[tokio::test]
+async fn no_variant_from_before_a_post_comes_back_through_a_fetch_that_began_before_it() {
+    let gate = Arc::new(Semaphore::new(0));
+    let waiting = gate.clone();
+    let origin = Origin::new(move |n, request| {
+        let gate = waiting.clone();
+        async move {
+            if request.headers().get("accept-language").is_some_and(|value| value == "slow") {
+                gate.acquire().await.unwrap().forget();
+            }
+            if n == 3 {
+                return Err(Broken(n));
+            }
+            Ok(fresh().header("vary", "accept-language").body(text(&n.to_string())).unwrap())
+        }
+    });
+    let cache = origin.cached();
+    let page = |language: &str| request(Method::GET, "/", &[("accept-language", language)]);
+    assert_eq!(send(&cache, page("de")).await.text(), "1");
+    assert_eq!(send(&cache, page("en")).await.text(), "2");
+    // The second waits for the first, which fails: it takes over after the POST, with a lookup from before.
+    let failing = spawn(&cache, page("slow"));
+    settle().await;
+    let successor = spawn(&cache, page("slow"));
+    settle().await;
+    send(&cache, request(Method::POST, "/", &[])).await;
+    gate.add_permits(2);
+    assert!(failing.await.unwrap().is_err());
+    assert_eq!(successor.await.unwrap().unwrap().text(), "5");
+    assert!(!send(&cache, page("de")).await.is_hit());
+}
+
+/// After a PUT has answered, no GET that begins later may see what was there before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_asks_after_a_put_gets_what_came_of_it() {
+    let version = Arc::new(AtomicUsize::new(0));
+    let current = version.clone();
+    let origin = Origin::new(move |n, request| {
+        let version = current.clone();
+        async move {
+            if *request.method() == Method::PUT {
+                version.fetch_add(1, Ordering::SeqCst);
+                return Ok(Response::new(text("")));
+            }
+            let seen = version.load(Ordering::SeqCst);
+            for _ in 0..n % 7 {
+                tokio::task::yield_now().await;
+            }
+            if n % 5 == 0 {
+                return Err(Broken(n));
+            }
+            Ok(fresh().header("vary", "accept-language").body(text(&seen.to_string())).unwrap())
+        }
+    });
+    let cache = origin.cached();
+    let (answered, end) = (Arc::new(AtomicUsize::new(0)), Instant::now() + Duration::from_millis(1500));
+    let putting = tokio::spawn({
+        let (cache, answered) = (cache.clone(), answered.clone());
+        async move {
+            while Instant::now() < end {
+                send(&cache, request(Method::PUT, "/", &[])).await;
+                answered.store(version.load(Ordering::SeqCst), Ordering::SeqCst);
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    });
+    let getting = (0..23).map(|worker| {
+        let (cache, answered) = (cache.clone(), answered.clone());
+        tokio::spawn(async move {
+            let mut round = worker;
+            while Instant::now() < end {
+                round += 1;
+                tokio::task::yield_now().await;
+                let language = ["a", "b", "c", "d"][(round * 7 + worker) % 4];
+                let at_least = answered.load(Ordering::SeqCst);
+                let call = try_send(&cache, request(Method::GET, "/", &[("accept-language", language)]));
+                if round % 3 == 0 {
+                    let _ = tokio::time::timeout(Duration::from_micros(200), call).await;
+                } else if let Ok(answer) = call.await
+                    && answer.status == StatusCode::OK
+                {
+                    let seen: usize = answer.text().parse().unwrap();
+                    assert!(seen >= at_least, "{seen} after {at_least}: {}", answer.cache_status());
+                }
+            }
+        })
+    });
+    let all = join_all(getting.chain([putting]));
+    for task in tokio::time::timeout(Duration::from_secs(30), all).await.expect("nobody is stuck") {
+        task.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn head_is_answered_from_a_get_and_stores_nothing() {
     let origin = Origin::answering(|_, _| fresh());
     let cache = origin.cached();
