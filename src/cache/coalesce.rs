@@ -13,6 +13,7 @@ use tower_service::Service;
 use super::body::{BoxError, ResponseBody};
 use super::fill::{Case, Fill, Place, Plan, settle};
 use super::flight::{Join, Phase, Seat, Stream, Ticket};
+use super::layer::Fetching;
 use super::log::Reader;
 use super::lookup::{Found, Miss, Reply, Search};
 use super::metrics::Outcome;
@@ -115,6 +116,7 @@ where
                 miss.known,
                 way.writable,
             );
+            Fetching::note(&case.shared, &mut parts.extensions);
             let request = Request::from_parts(parts, body);
             return lead(&case, Fill { plan, seat, place, inner, request }, &runtime).await;
         }
@@ -184,7 +186,13 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
 async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss) -> Turn<B> {
     let mut deadline = Instant::now() + MAX_WAIT;
     loop {
-        match ticket.phase() {
+        let phase = ticket.phase();
+        if let Phase::Streaming(stream) | Phase::Complete(stream, _) = &phase
+            && !stream.head.is_fresh(SystemTime::now())
+        {
+            return Turn::Alone(Alone::passing(Forward::Stale));
+        }
+        match phase {
             Phase::Running => {}
             Phase::Vacant => {
                 if let Some(seat) = ticket.claim() {

@@ -16,7 +16,7 @@ use super::coalesce::{self, Looked};
 use super::fill::{Case, Plan};
 use super::future::{Change, Passage, ResponseFuture};
 use super::key::Key;
-use super::layer::{Config, Shared};
+use super::layer::{Config, Fetching, Shared};
 use super::lookup::{Found, Search};
 use super::metrics::Outcome;
 use super::request::Asked;
@@ -58,6 +58,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        if Fetching::is_for(&self.shared, request.extensions()) {
+            return self.pass(request, Forward::Bypass, None);
+        }
         let primary = Key::primary(request.uri(), request.headers(), request.extensions());
         let (primary, asked) = match (primary, Asked::of(&request)) {
             (Some(primary), Ok(asked)) => (primary, asked),
