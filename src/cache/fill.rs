@@ -23,7 +23,7 @@ use super::entry::{Entry, Head, Record};
 use super::flight::{Audience, Seat, Stream};
 use super::key::Key;
 use super::layer::{Config, Shared};
-use super::log::Writer;
+use super::log::{Writer, cost_of};
 use super::lookup::Sources;
 use super::metrics::Outcome;
 use super::policy::{Exchange, Terms, Verdict, assess};
@@ -41,8 +41,6 @@ const MAX_FILLS: usize = 1024;
 const HEAD_PATIENCE: Duration = Duration::from_secs(1);
 /// A response that nobody wants any more is collected for this time at most, after which it is given up.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
-/// What is set aside beside a body of known length, for its division into chunks.
-const MARGIN: usize = 4 * 1024;
 /// What a URL's responses vary by is remembered for at least this time, beyond any one response.
 const SPEC_LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -174,12 +172,12 @@ impl Plan {
     /// Hands the response back if there is no room to collect it.
     fn open<B: Body>(&self, response: Response<B>, terms: &Terms, audience: &Arc<Audience>) -> Opened<B> {
         let known = terms.length.and_then(|length| usize::try_from(length).ok());
-        let set_aside = known.map_or(0, |length| length + MARGIN);
+        let set_aside = known.map_or(0, cost_of);
         let (Ok(variant), Some(reservation)) = (self.variant(terms), self.case.shared.budget.reserve(set_aside)) else {
             return Err(response);
         };
         let (mut parts, body) = response.into_parts();
-        let head = Arc::new(Head::new(parts.status, &parts.headers, terms));
+        let head = Arc::new(Head::new(parts.status, &parts.headers, terms, SystemTime::now()));
         // Without a length it is not known yet whether the body fits.
         let mark = if known.is_some() && self.writable { Mark::Stored } else { Mark::Plain };
         forwarded(&mut parts.headers, self.forward, mark);
