@@ -167,10 +167,12 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
     match found {
         Ok(Found::Miss(miss)) => Ok(miss),
         Ok(Found::NoKey) => Err(Turn::Alone(Alone::passing(Forward::Bypass))),
-        Ok(Found::Hit(entry)) => Err(match case.shared.answer(case.asked, &parts.method, &parts.headers, &entry) {
-            Some(response) => Turn::Answer(response),
-            None => Turn::Alone(Alone { forward: Forward::Request, storing: !case.asked.head, known: None }),
-        }),
+        Ok(Found::Hit(entry)) => {
+            Err(match case.shared.answer(case.asked, &parts.method, &parts.headers, &entry, SystemTime::now()) {
+                Some(response) => Turn::Answer(response),
+                None => Turn::Alone(Alone { forward: Forward::Request, storing: !case.asked.head, known: None }),
+            })
+        }
         Err((trouble, miss)) => {
             case.shared.metrics.store_errors.increment(1);
             way.writable = false;
@@ -217,7 +219,7 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss) -
                 return collapsed(case, entry.head.response(SystemTime::now(), body), &miss);
             }
             Phase::Released => return Turn::Alone(Alone::passing(miss.forward)),
-            Phase::Failed => return Turn::Answer(refuse(case, parts)),
+            Phase::Failed => return Turn::Answer(refuse(case, parts, miss.forward)),
         }
         if !ticket.changed_by(deadline).await {
             return Turn::Alone(Alone::passing(miss.forward));
@@ -238,10 +240,12 @@ fn collapsed<B>(case: &Case, mut response: Response<ResponseBody<B>>, miss: &Mis
     Turn::Answer(response)
 }
 
-fn refuse<B>(case: &Case, parts: &Parts) -> Response<ResponseBody<B>> {
+fn refuse<B>(case: &Case, parts: &Parts, forward: Forward) -> Response<ResponseBody<B>> {
     case.shared.metrics.count(Outcome::Failed);
     let caller = Caller::of_parts(&parts.headers, &parts.extensions);
-    case.config.refuse.respond(&Refusal::new(Reason::FillFailed, caller)).map(ResponseBody::own)
+    let mut response = case.config.refuse.respond(&Refusal::new(Reason::FillFailed, caller));
+    status::forwarded(response.headers_mut(), forward, Mark::Collapsed);
+    response.map(ResponseBody::own)
 }
 
 /// Runs the fetch for everybody, and returns what this request gets of it.

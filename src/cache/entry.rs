@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::conditional;
 use super::policy::Terms;
+use super::status::numbered;
 use super::vary::VarySpec;
 
 /// How far another machine's clock, or a stepped one, may be off.
@@ -93,8 +94,12 @@ impl Head {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        *headers = self.headers.clone();
-        headers.insert(AGE, HeaderValue::from(self.age(now).as_secs()));
+        // With room for `Age` and `Cache-Status`: a clone has none, and would grow at once.
+        headers.reserve(self.headers.len() + 2);
+        headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        if let Ok(age) = numbered("", self.age(now).as_secs()) {
+            headers.insert(AGE, age);
+        }
         response
     }
 }

@@ -71,11 +71,11 @@ impl Shared {
         method: &Method,
         request: &HeaderMap,
         entry: &Entry,
+        now: SystemTime,
     ) -> Option<Response<ResponseBody<B>>> {
         if asked.credentials && !entry.head.shared {
             return None;
         }
-        let now = SystemTime::now();
         let mut response = entry.answer(method, request, now);
         status::hit(response.headers_mut(), entry.head.ttl(now));
         self.metrics.count(Outcome::Hit);

@@ -316,8 +316,8 @@ impl Audience {
                 left.await;
                 continue;
             }
-            tokio::time::sleep(patience).await;
-            if self.listeners.load(Ordering::Relaxed) == 0 {
+            // Whoever came and left meanwhile has left a permit: the patience begins again.
+            if tokio::time::timeout(patience, left).await.is_err() && self.listeners.load(Ordering::Relaxed) == 0 {
                 return;
             }
         }
@@ -387,6 +387,16 @@ mod tests {
         }
     }
 
+    fn response() -> (Arc<Stream>, Arc<Entry>) {
+        let now = std::time::SystemTime::now();
+        let (status, headers) = (http::StatusCode::OK, HeaderMap::new());
+        let head = Arc::new(Head { status, headers, born: now, fresh_until: now, shared: false });
+        let budget = Arc::new(crate::cache::log::Budget::new(0));
+        let log = crate::cache::log::Writer::new(budget.reserve(0).unwrap(), 0).log().clone();
+        let entry = Entry { head: head.clone(), body: bytes::Bytes::new() };
+        (Arc::new(Stream { head, variant: None, log, length: None, since: Instant::now(), voided: 0 }), Arc::new(entry))
+    }
+
     fn wait(flights: &Arc<Flights>, key: &Key) -> Ticket {
         match flights.join(key, key, flights.stored(key)) {
             Join::Wait(ticket) => ticket,
@@ -417,6 +427,54 @@ mod tests {
         assert_eq!(flights.lock().len(), 1);
         drop(second);
         assert!(flights.lock().is_empty(), "a vacancy that nobody waits for");
+    }
+
+    #[test]
+    fn the_last_who_waited_for_a_vacant_flight_takes_it_along() {
+        let (flights, key) = (flights(), key("/"));
+        let seat = lead(&flights, &key);
+        let ticket = wait(&flights, &key);
+        drop(seat);
+        let flight = flights.lock().get(&key).cloned().unwrap();
+        drop(ticket);
+        assert!(flights.lock().is_empty());
+        assert!(!Arc::ptr_eq(&lead(&flights, &key).flight, &flight), "begins anew, with all its tries");
+    }
+
+    #[test]
+    fn only_a_lookup_from_before_a_store_is_repeated() {
+        let (flights, key) = (flights(), key("/"));
+        let before = flights.stored(&key);
+        flights.note_stored(&key);
+        assert!(matches!(flights.join(&key, &key, before), Join::LookAgain));
+        assert!(flights.lock().is_empty());
+        assert!(matches!(flights.join(&key, &key, flights.stored(&key)), Join::Lead(_)));
+    }
+
+    #[test]
+    fn who_waits_for_a_complete_response_keeps_it_when_storing_is_given_up() {
+        let (flights, key) = (flights(), key("/"));
+        let seat = lead(&flights, &key);
+        let mut ticket = wait(&flights, &key);
+        let (stream, entry) = response();
+        seat.complete(stream, entry);
+        drop(seat);
+        assert!(matches!(ticket.phase(), Phase::Complete(..)));
+        assert!(flights.lock().is_empty());
+    }
+
+    /// Paused time: who listens only during the patience starts it again.
+    #[tokio::test(start_paused = true)]
+    async fn patience_begins_when_the_last_listener_has_left() {
+        let audience = Arc::new(Audience::default());
+        let begun = Instant::now();
+        let came = audience.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(900)).await;
+            drop(came.listen());
+        });
+        audience.abandoned_for(Duration::from_secs(1)).await;
+        assert_eq!(begun.elapsed(), Duration::from_millis(1900));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tower_service::Service;
@@ -71,14 +71,15 @@ where
                 return self.pass(request, forward, changes);
             }
         };
+        let now = SystemTime::now();
         let looked = if self.shared.store.is_spent(request.extensions()) {
             None
         } else {
             let sources = self.shared.sources(&primary, request.headers());
-            Some(Search::new(sources).now(sources, SystemTime::now()))
+            Some(Search::new(sources).now(sources, now))
         };
         if let Some(Ok(Found::Hit(entry))) = &looked
-            && let Some(response) = self.shared.answer(asked, request.method(), request.headers(), entry)
+            && let Some(response) = self.shared.answer(asked, request.method(), request.headers(), entry, now)
         {
             return ResponseFuture::answered(response);
         }
@@ -97,9 +98,9 @@ where
 }
 
 /// Whether success of the request outdates what is stored for its URL (RFC 9111 §4.4). A gRPC call never does: nobody
-/// asks for its URL with GET.
+/// asks for its URL with GET. Nor does CONNECT, which names no resource.
 fn changes_its_url<B>(request: &Request<B>) -> bool {
-    !request.method().is_safe() && Grpc::of(request.headers()).is_none()
+    !request.method().is_safe() && *request.method() != Method::CONNECT && Grpc::of(request.headers()).is_none()
 }
 
 impl<S: Clone> Cache<S> {

@@ -832,6 +832,7 @@ async fn three_failures_are_a_502_for_those_who_still_wait() {
             Err(Broken(n)) => own.push(n),
             Ok(answer) => {
                 assert_eq!(answer.status, 502);
+                assert_eq!(answer.cache_status(), "tower-scale; fwd=uri-miss; collapsed");
                 assert_eq!(answer.headers["cache-control"], "no-store");
                 refused += usize::from(answer.text().contains("fill_failed"));
             }
@@ -1089,7 +1090,7 @@ async fn a_body_longer_than_it_says_is_never_stored() {
 #[tokio::test]
 async fn an_endless_body_passes_with_its_first_byte_at_once() {
     for fields in [
-        &[("content-type", "text/event-stream")] as &'static [_],
+        &[("content-type", "Text/event-stream ;charset=utf-8")] as &'static [_],
         &[("content-type", "text/event-stream"), ("cache-control", "max-age=60")],
     ] {
         let (origin, mut senders) = streaming(fields);
@@ -1330,6 +1331,34 @@ async fn garbage_in_redis_is_a_miss() {
     server.command(&["DEL", &key]);
     server.command(&["LPUSH", &key, "x"]);
     assert_eq!(send(&cache, get("/")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_request_whose_lookup_timed_out_stores_nothing() {
+    let gate = Arc::new(Semaphore::new(0));
+    let waiting = gate.clone();
+    let origin = Origin::new(move |n, request| {
+        let gate = waiting.clone();
+        async move {
+            if request.uri().path() == "/frozen" {
+                gate.acquire().await.unwrap().forget();
+            }
+            Ok(fresh().body(text(&n.to_string())).unwrap())
+        }
+    });
+    let server = RedisServer::start();
+    let cache = redis_layer(&server).layer(origin.clone());
+    eventually("used", async || send(&cache, get("/up")).await.is_hit()).await;
+    let before = origin.calls();
+    server.freeze();
+    let frozen = spawn(&cache, get("/frozen"));
+    eventually("forwarded", async || origin.calls() > before).await;
+    server.thaw();
+    eventually("used again", async || send(&cache, get("/thawed")).await.is_hit()).await;
+    gate.add_permits(2);
+    assert_eq!(frozen.await.unwrap().unwrap().cache_status(), "tower-scale; fwd=uri-miss");
+    assert!(!send(&cache, get("/frozen")).await.is_hit());
+    assert!(send(&cache, get("/frozen")).await.is_hit());
 }
 
 #[tokio::test]
