@@ -167,10 +167,10 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
     match found {
         Ok(Found::Miss(miss)) => Ok(miss),
         Ok(Found::NoKey) => Err(Turn::Alone(Alone::passing(Forward::Bypass))),
-        Ok(Found::Hit(entry)) => {
+        Ok(Found::Hit(entry, known)) => {
             Err(match case.shared.answer(case.asked, &parts.method, &parts.headers, &entry, SystemTime::now()) {
                 Some(response) => Turn::Answer(response),
-                None => Turn::Alone(Alone { forward: Forward::Request, storing: !case.asked.head, known: None }),
+                None => Turn::Alone(Alone { forward: Forward::Request, storing: !case.asked.head, known }),
             })
         }
         Err((trouble, miss)) => {

@@ -15,8 +15,8 @@ use super::vary::{Known, VarySpec};
 
 /// What a finished lookup found.
 pub(super) enum Found {
-    /// A fresh response.
-    Hit(Arc<Entry>),
+    /// A fresh response, and what the URL's responses are known to vary by.
+    Hit(Arc<Entry>, Option<Known>),
     /// Nothing that could be used.
     Miss(Miss),
     /// The request's own fields make the key too long.
@@ -112,7 +112,7 @@ impl Search {
             return Some(Found::Miss(self.miss(sources, Forward::Stale)));
         }
         match record {
-            Record::Response(entry) => Some(Found::Hit(entry)),
+            Record::Response(entry) => Some(Found::Hit(entry, self.known())),
             // Under a variant's key stands only a response.
             Record::Vary(..) if at_variant => Some(Found::Miss(self.miss(sources, missing))),
             Record::Vary(spec, _) => self.vary(sources, spec),
@@ -128,8 +128,11 @@ impl Search {
 
     /// Nothing found so far.
     pub(super) fn miss(&self, sources: Sources<'_>, forward: Forward) -> Miss {
-        let known = self.variant.as_ref().map(|(spec, _)| Known { spec: spec.clone(), voided: self.voided });
-        Miss { key: self.key(sources).clone(), seen: self.seen, forward, known }
+        Miss { key: self.key(sources).clone(), seen: self.seen, forward, known: self.known() }
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.variant.as_ref().map(|(spec, _)| Known { spec: spec.clone(), voided: self.voided })
     }
 
     fn key<'a>(&'a self, sources: Sources<'a>) -> &'a Key {

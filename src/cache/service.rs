@@ -78,7 +78,7 @@ where
             let sources = self.shared.sources(&primary, request.headers());
             Some(Search::new(sources).now(sources, now))
         };
-        if let Some(Ok(Found::Hit(entry))) = &looked
+        if let Some(Ok(Found::Hit(entry, _))) = &looked
             && let Some(response) = self.shared.answer(asked, request.method(), request.headers(), entry, now)
         {
             return ResponseFuture::answered(response);
@@ -86,7 +86,7 @@ where
         let case = Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked };
         let Some(looked) = looked else { return self.detour(case, request, Looked::Not) };
         match looked {
-            Ok(Found::Hit(_)) => self.alone(case, request, Forward::Request, None),
+            Ok(Found::Hit(_, known)) => self.alone(case, request, Forward::Request, known),
             Ok(Found::NoKey) => self.pass(request, Forward::Bypass, None),
             Ok(Found::Miss(miss)) if asked.may_share() && Handle::try_current().is_ok() => {
                 self.detour(case, request, Looked::Missed(miss))

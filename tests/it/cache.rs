@@ -472,6 +472,22 @@ async fn whoever_asks_after_a_put_gets_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn a_request_with_credentials_takes_no_variant_out_of_reach() {
+    let origin = Origin::answering(|_, request| {
+        let shared = request.headers().contains_key("authorization");
+        let control = if shared { "public, max-age=60" } else { "max-age=60" };
+        Response::builder().header("vary", "accept-language").header("cache-control", control)
+    });
+    let cache = origin.cached();
+    let page = |language| request(Method::GET, "/", &[("accept-language", language)]);
+    send(&cache, page("de")).await;
+    send(&cache, page("en")).await;
+    let own = request(Method::GET, "/", &[("accept-language", "en"), ("authorization", "x")]);
+    assert_eq!(send(&cache, own).await.cache_status(), "tower-scale; fwd=request; stored");
+    assert!(send(&cache, page("de")).await.is_hit());
+}
+
+#[tokio::test]
 async fn head_is_answered_from_a_get_and_stores_nothing() {
     let origin = Origin::answering(|_, _| fresh());
     let cache = origin.cached();
