@@ -430,28 +430,6 @@ mod tests {
     }
 
     #[test]
-    fn the_last_who_waited_for_a_vacant_flight_takes_it_along() {
-        let (flights, key) = (flights(), key("/"));
-        let seat = lead(&flights, &key);
-        let ticket = wait(&flights, &key);
-        drop(seat);
-        let flight = flights.lock().get(&key).cloned().unwrap();
-        drop(ticket);
-        assert!(flights.lock().is_empty());
-        assert!(!Arc::ptr_eq(&lead(&flights, &key).flight, &flight), "begins anew, with all its tries");
-    }
-
-    #[test]
-    fn only_a_lookup_from_before_a_store_is_repeated() {
-        let (flights, key) = (flights(), key("/"));
-        let before = flights.stored(&key);
-        flights.note_stored(&key);
-        assert!(matches!(flights.join(&key, &key, before), Join::LookAgain));
-        assert!(flights.lock().is_empty());
-        assert!(matches!(flights.join(&key, &key, flights.stored(&key)), Join::Lead(_)));
-    }
-
-    #[test]
     fn who_waits_for_a_complete_response_keeps_it_when_storing_is_given_up() {
         let (flights, key) = (flights(), key("/"));
         let seat = lead(&flights, &key);
