@@ -4,7 +4,7 @@
 //! over" cannot miss each other. A [`Seat`] that is dropped without a word has failed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::key::{BuildPrehashed, Key};
 use super::log::Log;
 use super::markers::Markers;
 use super::metrics::Metrics;
+use super::stripes::{STRIPES, Stripes, stripe};
 use super::vary::VarySpec;
 
 /// Fetches under way, each with its key. Beyond: everybody goes alone.
@@ -331,36 +332,6 @@ impl Drop for Listener {
     fn drop(&mut self) {
         if self.0.listeners.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.left.notify_one();
-        }
-    }
-}
-
-const STRIPES: usize = 1024;
-
-fn stripe(key: &Key) -> usize {
-    // The remainder fits whatever the width of `usize`.
-    usize::try_from(key.hash() % STRIPES as u64).unwrap_or(0)
-}
-
-/// Counters that keys share by hash: a foreign key's count costs one needless lookup or one response not stored.
-struct Stripes(Box<[AtomicU64]>);
-
-impl Stripes {
-    fn new() -> Self {
-        Self((0..STRIPES).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn of(&self, key: &Key) -> Option<&AtomicU64> {
-        self.0.get(stripe(key))
-    }
-
-    fn read(&self, key: &Key) -> u64 {
-        self.of(key).map_or(0, |count| count.load(Ordering::Acquire))
-    }
-
-    fn bump(&self, key: &Key) {
-        if let Some(count) = self.of(key) {
-            count.fetch_add(1, Ordering::Release);
         }
     }
 }

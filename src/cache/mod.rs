@@ -137,6 +137,7 @@ mod request;
 mod service;
 mod status;
 mod store;
+mod stripes;
 mod ttl;
 mod vary;
 
