@@ -13,12 +13,13 @@ use tower_service::Service;
 use super::body::{BoxError, ResponseBody};
 use super::fill::{Case, Fill, Place, Plan, settle};
 use super::flight::{Join, Phase, Seat, Stream, Ticket};
+use super::layer::Fetching;
 use super::log::Reader;
 use super::lookup::{Found, Miss, Reply, Search};
 use super::metrics::Outcome;
 use super::status::{self, Forward, Mark};
 use super::store::Step;
-use super::vary::VarySpec;
+use super::vary::Known;
 use crate::ready::CallWhenReady;
 use crate::refusal::{Caller, Reason, Refusal};
 use crate::scope::Scope;
@@ -34,7 +35,7 @@ enum Turn<B> {
     Lead(Seat, Miss),
     Alone(Alone),
     /// The URL's responses vary, by this: what was looked for is another's.
-    Again(Option<VarySpec>),
+    Again(Option<Known>),
 }
 
 /// How a request goes alone.
@@ -42,12 +43,12 @@ struct Alone {
     forward: Forward,
     /// Its response may be stored.
     storing: bool,
-    spec: Option<VarySpec>,
+    known: Option<Known>,
 }
 
 impl Alone {
     fn passing(forward: Forward) -> Self {
-        Self { forward, storing: false, spec: None }
+        Self { forward, storing: false, known: None }
     }
 }
 
@@ -64,7 +65,7 @@ pub(super) enum Looked {
 /// What a request remembers between its rounds.
 struct Way {
     looked: Looked,
-    spec: Option<VarySpec>,
+    known: Option<Known>,
     writable: bool,
 }
 
@@ -84,11 +85,11 @@ where
     ResBody::Error: Into<BoxError>,
 {
     let (mut parts, body) = request.into_parts();
-    let mut way = Way { looked, spec: None, writable: true };
+    let mut way = Way { looked, known: None, writable: true };
     let mut turn = Turn::Again(None);
     for _ in 0..MAX_ROUNDS {
-        let Turn::Again(spec) = turn else { break };
-        way.spec = spec;
+        let Turn::Again(known) = turn else { break };
+        way.known = known;
         turn = next(&case, &mut parts, &mut way).await;
     }
     let alone = match turn {
@@ -112,9 +113,10 @@ where
                 &parts.headers,
                 Scope::capture(&parts.extensions),
                 miss.forward,
-                miss.spec,
+                miss.known,
                 way.writable,
             );
+            Fetching::note(&case.shared, &mut parts.extensions);
             let request = Request::from_parts(parts, body);
             return lead(&case, Fill { plan, seat, place, inner, request }, &runtime).await;
         }
@@ -128,13 +130,13 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         Err(turn) => return turn,
     };
     if !case.asked.may_share() {
-        let alone = Alone { forward: miss.forward, storing: !case.asked.head, spec: miss.spec };
+        let alone = Alone { forward: miss.forward, storing: !case.asked.head, known: miss.known };
         return Turn::Alone(alone);
     }
     match case.shared.flights.join(&miss.key, &case.primary, miss.seen) {
         Join::Lead(seat) => Turn::Lead(seat, miss),
         Join::Wait(ticket) => follow(case, ticket, parts, miss).await,
-        Join::Unshared => Turn::Alone(Alone { forward: miss.forward, storing: true, spec: miss.spec }),
+        Join::Unshared => Turn::Alone(Alone { forward: miss.forward, storing: true, known: miss.known }),
         Join::LookAgain => Turn::Again(None),
         Join::Full => Turn::Alone(Alone::passing(miss.forward)),
     }
@@ -144,11 +146,11 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
 async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, Turn<B>> {
     let store = &*case.shared.store;
     let sources = case.sources(&parts.headers);
-    let search = match (std::mem::replace(&mut way.looked, Looked::Not), way.spec.take()) {
+    let search = match (std::mem::replace(&mut way.looked, Looked::Not), way.known.take()) {
         (Looked::Missed(miss), _) => return Ok(miss),
         (Looked::Asked(search, step), _) => Ok(Err((search, step))),
         (Looked::Not, None) => Ok(Ok(Search::new(sources))),
-        (Looked::Not, Some(spec)) => Search::at_variant(sources, spec).map(Ok),
+        (Looked::Not, Some(known)) => Search::at_variant(sources, known).map(Ok),
     };
     let found = match search {
         Err(found) => Ok(found),
@@ -165,10 +167,12 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
     match found {
         Ok(Found::Miss(miss)) => Ok(miss),
         Ok(Found::NoKey) => Err(Turn::Alone(Alone::passing(Forward::Bypass))),
-        Ok(Found::Hit(entry)) => Err(match case.shared.answer(case.asked, &parts.method, &parts.headers, &entry) {
-            Some(response) => Turn::Answer(response),
-            None => Turn::Alone(Alone { forward: Forward::Request, storing: !case.asked.head, spec: None }),
-        }),
+        Ok(Found::Hit(entry, known)) => {
+            Err(match case.shared.answer(case.asked, &parts.method, &parts.headers, &entry, SystemTime::now()) {
+                Some(response) => Turn::Answer(response),
+                None => Turn::Alone(Alone { forward: Forward::Request, storing: !case.asked.head, known }),
+            })
+        }
         Err((trouble, miss)) => {
             case.shared.metrics.store_errors.increment(1);
             way.writable = false;
@@ -184,7 +188,13 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
 async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss) -> Turn<B> {
     let mut deadline = Instant::now() + MAX_WAIT;
     loop {
-        match ticket.phase() {
+        let phase = ticket.phase();
+        if let Phase::Streaming(stream) | Phase::Complete(stream, _) = &phase
+            && !stream.head.is_fresh(SystemTime::now())
+        {
+            return Turn::Alone(Alone::passing(Forward::Stale));
+        }
+        match phase {
             Phase::Running => {}
             Phase::Vacant => {
                 if let Some(seat) = ticket.claim() {
@@ -192,8 +202,8 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss) -
                 }
             }
             Phase::Streaming(stream) => {
-                if let Some(spec) = mismatch(case, &stream, parts) {
-                    return Turn::Again(Some(spec));
+                if let Some(known) = mismatch(case, &stream, parts) {
+                    return Turn::Again(Some(known));
                 }
                 if stream.length.is_some() {
                     let body = ResponseBody::following(Reader::new(&stream.log), stream.length, ticket.listener());
@@ -202,14 +212,14 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss) -
                 deadline = deadline.min(stream.since + MAX_WAIT);
             }
             Phase::Complete(stream, entry) => {
-                if let Some(spec) = mismatch(case, &stream, parts) {
-                    return Turn::Again(Some(spec));
+                if let Some(known) = mismatch(case, &stream, parts) {
+                    return Turn::Again(Some(known));
                 }
                 let body = ResponseBody::own(entry.body.clone());
                 return collapsed(case, entry.head.response(SystemTime::now(), body), &miss);
             }
             Phase::Released => return Turn::Alone(Alone::passing(miss.forward)),
-            Phase::Failed => return Turn::Answer(refuse(case, parts)),
+            Phase::Failed => return Turn::Answer(refuse(case, parts, miss.forward)),
         }
         if !ticket.changed_by(deadline).await {
             return Turn::Alone(Alone::passing(miss.forward));
@@ -218,9 +228,10 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss) -
 }
 
 /// What the response varies by, if that makes it another's.
-fn mismatch(case: &Case, stream: &Stream, parts: &Parts) -> Option<VarySpec> {
+fn mismatch(case: &Case, stream: &Stream, parts: &Parts) -> Option<Known> {
     let (spec, key) = stream.variant.as_ref()?;
-    (spec.key(&case.primary, &parts.headers).as_ref() != Some(key)).then(|| spec.clone())
+    let other = spec.key(&case.primary, &parts.headers).as_ref() != Some(key);
+    other.then(|| Known { spec: spec.clone(), voided: stream.voided })
 }
 
 fn collapsed<B>(case: &Case, mut response: Response<ResponseBody<B>>, miss: &Miss) -> Turn<B> {
@@ -229,10 +240,12 @@ fn collapsed<B>(case: &Case, mut response: Response<ResponseBody<B>>, miss: &Mis
     Turn::Answer(response)
 }
 
-fn refuse<B>(case: &Case, parts: &Parts) -> Response<ResponseBody<B>> {
+fn refuse<B>(case: &Case, parts: &Parts, forward: Forward) -> Response<ResponseBody<B>> {
     case.shared.metrics.count(Outcome::Failed);
     let caller = Caller::of_parts(&parts.headers, &parts.extensions);
-    case.config.refuse.respond(&Refusal::new(Reason::FillFailed, caller)).map(ResponseBody::own)
+    let mut response = case.config.refuse.respond(&Refusal::new(Reason::FillFailed, caller));
+    status::forwarded(response.headers_mut(), forward, Mark::Collapsed);
+    response.map(ResponseBody::own)
 }
 
 /// Runs the fetch for everybody, and returns what this request gets of it.
@@ -278,7 +291,7 @@ where
 {
     case.shared.metrics.count(Outcome::Miss);
     let plan = alone.storing.then(|| {
-        Plan::new(case, request.headers(), Scope::capture(request.extensions()), alone.forward, alone.spec, writable)
+        Plan::new(case, request.headers(), Scope::capture(request.extensions()), alone.forward, alone.known, writable)
     });
     let mut response = CallWhenReady::new(inner, request).await?;
     Ok(match plan {

@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, PROXY_AUTHENTICATE,
+    AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, DATE, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::conditional;
 use super::policy::Terms;
+use super::status::numbered;
 use super::vary::VarySpec;
 
 /// How far another machine's clock, or a stepped one, may be off.
@@ -62,8 +63,14 @@ impl Record {
 }
 
 impl Head {
-    pub(super) fn new(status: StatusCode, headers: &HeaderMap, terms: &Terms) -> Self {
-        let headers = end_to_end(headers);
+    /// Of a response that came at `received`: it gets that `Date` if it has none (RFC 9110 §6.6.1).
+    pub(super) fn new(status: StatusCode, headers: &HeaderMap, terms: &Terms, received: SystemTime) -> Self {
+        let mut headers = end_to_end(headers);
+        if !headers.contains_key(DATE)
+            && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(received))
+        {
+            headers.insert(DATE, date);
+        }
         Self { status, headers, born: terms.born, fresh_until: terms.fresh_until, shared: terms.shared }
     }
 
@@ -87,8 +94,12 @@ impl Head {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        *headers = self.headers.clone();
-        headers.insert(AGE, HeaderValue::from(self.age(now).as_secs()));
+        // With room for `Age` and `Cache-Status`: a clone has none, and would grow at once.
+        headers.reserve(self.headers.len() + 2);
+        headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        if let Ok(age) = numbered("", self.age(now).as_secs()) {
+            headers.insert(AGE, age);
+        }
         response
     }
 }
@@ -172,6 +183,18 @@ mod tests {
         assert!(head.is_fresh(born) && !head.is_fresh(fresh_until));
         assert!(head.is_fresh(born - Duration::from_secs(59)) && !head.is_fresh(born - Duration::from_secs(61)));
         assert_eq!(head.age(born - Duration::from_secs(59)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_response_without_date_gets_the_one_of_its_arrival() {
+        let received = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let terms = Terms { born: received, fresh_until: received, shared: false, vary: None, length: None };
+        let date = |lines: &[(HeaderName, &str)]| {
+            let headers = lines.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
+            Head::new(StatusCode::OK, &headers, &terms, received).headers[DATE].clone()
+        };
+        assert_eq!(date(&[]), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(date(&[(DATE, "Sun, 06 Nov 1994 08:49:30 GMT")]), "Sun, 06 Nov 1994 08:49:30 GMT");
     }
 
     #[test]

@@ -23,13 +23,14 @@ use super::entry::{Entry, Head, Record};
 use super::flight::{Audience, Seat, Stream};
 use super::key::Key;
 use super::layer::{Config, Shared};
-use super::log::Writer;
+use super::log::{Writer, cost_of};
 use super::lookup::Sources;
 use super::metrics::Outcome;
 use super::policy::{Exchange, Terms, Verdict, assess};
 use super::request::Asked;
 use super::status::{self, Forward, Mark, forwarded};
-use super::vary::VarySpec;
+use super::store::{Step, Trouble};
+use super::vary::{Known, VarySpec};
 use crate::ready::CallWhenReady;
 use crate::scope::{Scope, Scoped};
 
@@ -40,8 +41,6 @@ const MAX_FILLS: usize = 1024;
 const HEAD_PATIENCE: Duration = Duration::from_secs(1);
 /// A response that nobody wants any more is collected for this time at most, after which it is given up.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
-/// What is set aside beside a body of known length, for its division into chunks.
-const MARGIN: usize = 4 * 1024;
 /// What a URL's responses vary by is remembered for at least this time, beyond any one response.
 const SPEC_LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -72,11 +71,11 @@ impl Shared {
         method: &Method,
         request: &HeaderMap,
         entry: &Entry,
+        now: SystemTime,
     ) -> Option<Response<ResponseBody<B>>> {
         if asked.credentials && !entry.head.shared {
             return None;
         }
-        let now = SystemTime::now();
         let mut response = entry.answer(method, request, now);
         status::hit(response.headers_mut(), entry.head.ttl(now));
         self.metrics.count(Outcome::Hit);
@@ -125,10 +124,11 @@ impl Plan {
         request: &HeaderMap,
         scope: Scope,
         forward: Forward,
-        spec: Option<VarySpec>,
+        known: Option<Known>,
         writable: bool,
     ) -> Self {
         let voided = case.shared.flights.voided(&case.primary);
+        let spec = known.filter(|known| known.voided == voided).map(|known| known.spec);
         let (requested, began) = (SystemTime::now(), Instant::now());
         Self { case, request: request.clone(), forward, spec, writable, requested, began, voided, scope }
     }
@@ -172,17 +172,18 @@ impl Plan {
     /// Hands the response back if there is no room to collect it.
     fn open<B: Body>(&self, response: Response<B>, terms: &Terms, audience: &Arc<Audience>) -> Opened<B> {
         let known = terms.length.and_then(|length| usize::try_from(length).ok());
-        let set_aside = known.map_or(0, |length| length + MARGIN);
+        let set_aside = known.map_or(0, cost_of);
         let (Ok(variant), Some(reservation)) = (self.variant(terms), self.case.shared.budget.reserve(set_aside)) else {
             return Err(response);
         };
         let (mut parts, body) = response.into_parts();
-        let head = Arc::new(Head::new(parts.status, &parts.headers, terms));
+        let head = Arc::new(Head::new(parts.status, &parts.headers, terms, SystemTime::now()));
         // Without a length it is not known yet whether the body fits.
         let mark = if known.is_some() && self.writable { Mark::Stored } else { Mark::Plain };
         forwarded(&mut parts.headers, self.forward, mark);
         let writer = Writer::new(reservation, known.unwrap_or_else(|| self.cap()));
-        let stream = Stream { head, variant, log: writer.log().clone(), length: terms.length, since: Instant::now() };
+        let (log, since, voided) = (writer.log().clone(), Instant::now(), self.voided);
+        let stream = Stream { head, variant, log, length: terms.length, since, voided };
         let (collector, leading) = Collector::new(Arc::new(stream), body, writer, audience.listen());
         Ok((Response::from_parts(parts, leading), collector))
     }
@@ -194,23 +195,20 @@ impl Plan {
 
     /// Stores a whole response, unless its URL was invalidated since the request was forwarded.
     async fn keep(&self, stream: &Stream, entry: &Arc<Entry>) {
-        if !self.writable || self.is_void() {
-            return;
-        }
-        let (primary, took) = (&self.case.primary, self.began.elapsed());
-        let stored = match &stream.variant {
-            None => self.put(primary, Record::Response(entry.clone())).await,
-            Some((spec, key)) => {
-                let until = entry.head.fresh_until.max(SystemTime::now() + SPEC_LIFETIME);
-                // The response first: whoever finds the spec finds the response.
-                self.put(key, Record::Response(entry.clone())).await
-                    && self.put(primary, Record::Vary(spec.clone(), until)).await
-            }
-        };
-        let shared = &self.case.shared;
+        let (shared, primary, took) = (&self.case.shared, &self.case.primary, self.began.elapsed());
+        // A store in memory is written here, where no invalidation can come between the look and the writing.
+        let begin = || (self.writable && !self.is_void()).then(|| self.begin_to_store(stream, entry));
+        let Some((response, spec)) = shared.flights.in_order(primary, begin) else { return };
+        let stored = self.put(response).await
+            && match spec {
+                Some(spec) => self.put(spec).await,
+                None => true,
+            };
         if self.is_void() {
-            // The invalidation came between the look above and the store, and has found nothing.
+            // The invalidation came before the store had answered, and may have found nothing.
             let _ = shared.store.remove(primary).wait().await;
+            // Whoever has read the spec meanwhile must not store with it.
+            shared.flights.note_voided(primary);
         }
         if stored {
             shared.flights.note_stored(primary);
@@ -225,14 +223,29 @@ impl Plan {
         self.case.shared.flights.voided(&self.case.primary) != self.voided
     }
 
-    async fn put(&self, key: &Key, record: Record) -> bool {
-        let stored = self.case.shared.store.put(key, record).wait().await.is_ok();
+    /// The response, and where the URL's responses vary the spec after it: whoever finds that finds the response.
+    fn begin_to_store(&self, stream: &Stream, entry: &Arc<Entry>) -> (Put, Option<Put>) {
+        let (store, primary) = (&*self.case.shared.store, &self.case.primary);
+        let response = Record::Response(entry.clone());
+        match &stream.variant {
+            None => (store.put(primary, response), None),
+            Some((spec, key)) => {
+                let until = entry.head.fresh_until.max(SystemTime::now() + SPEC_LIFETIME);
+                (store.put(key, response), Some(store.put(primary, Record::Vary(spec.clone(), until))))
+            }
+        }
+    }
+
+    async fn put(&self, put: Put) -> bool {
+        let stored = put.wait().await.is_ok();
         if !stored {
             self.case.shared.metrics.store_errors.increment(1);
         }
         stored
     }
 }
+
+type Put = Step<Result<(), Trouble>>;
 
 type Opened<B> = Result<(Response<ResponseBody<B>>, Collector<B>), Response<B>>;
 

@@ -4,7 +4,7 @@
 //! over" cannot miss each other. A [`Seat`] that is dropped without a word has failed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::key::{BuildPrehashed, Key};
 use super::log::Log;
 use super::markers::Markers;
 use super::metrics::Metrics;
+use super::stripes::{STRIPES, Stripes, stripe};
 use super::vary::VarySpec;
 
 /// Fetches under way, each with its key. Beyond: everybody goes alone.
@@ -51,6 +52,8 @@ pub(super) struct Stream {
     /// Where the length is known, the body can be shared while it grows, since it is known to fit.
     pub(super) length: Option<u64>,
     pub(super) since: Instant,
+    /// [`Flights::voided`] of the URL, before the request was forwarded.
+    pub(super) voided: u64,
 }
 
 /// All fetches under way in one cache.
@@ -61,6 +64,8 @@ pub(super) struct Flights {
     stored: Stripes,
     /// Counts invalidations: a fetch that is older than the last one must not be stored.
     voided: Stripes,
+    /// Taken to store or to invalidate, per stripe of URLs.
+    orders: Box<[Mutex<()>]>,
     /// Keys whose last response was not for sharing: nobody waits for the next one in vain.
     unshared: Markers,
 }
@@ -95,6 +100,7 @@ impl Flights {
             metrics,
             stored: Stripes::new(),
             voided: Stripes::new(),
+            orders: (0..STRIPES).map(|_| Mutex::default()).collect(),
             unshared: Markers::new(),
         }
     }
@@ -122,14 +128,20 @@ impl Flights {
         self.voided.bump(primary);
     }
 
+    /// Runs `step` while no other store or invalidation of the URL begins.
+    pub(super) fn in_order<T>(&self, primary: &Key, step: impl FnOnce() -> T) -> T {
+        let _order = self.orders.get(stripe(primary)).map(|order| order.lock().unwrap_or_else(PoisonError::into_inner));
+        step()
+    }
+
     /// Leads or joins the fetch of `key`, after a lookup that began when [`stored`](Self::stored) was `seen`. A fetch
     /// that is older than the last invalidation of the URL is left to those who wait for it already.
     pub(super) fn join(self: &Arc<Self>, key: &Key, primary: &Key, seen: u64) -> Join {
         if self.unshared.holds(key, Instant::now()) {
             return Join::Unshared;
         }
-        let voided = self.voided(primary);
         let mut table = self.lock();
+        let voided = self.voided(primary);
         if let Some(flight) = table.get(key).filter(|flight| flight.voided == voided) {
             if matches!(*flight.phase.borrow(), Phase::Vacant) {
                 return Join::Lead(self.seat(flight));
@@ -305,8 +317,8 @@ impl Audience {
                 left.await;
                 continue;
             }
-            tokio::time::sleep(patience).await;
-            if self.listeners.load(Ordering::Relaxed) == 0 {
+            // Whoever came and left meanwhile has left a permit: the patience begins again.
+            if tokio::time::timeout(patience, left).await.is_err() && self.listeners.load(Ordering::Relaxed) == 0 {
                 return;
             }
         }
@@ -320,32 +332,6 @@ impl Drop for Listener {
     fn drop(&mut self) {
         if self.0.listeners.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.left.notify_one();
-        }
-    }
-}
-
-/// Counters that keys share by hash: a foreign key's count costs one needless lookup or one response not stored.
-struct Stripes(Box<[AtomicU64]>);
-
-impl Stripes {
-    const COUNT: usize = 1024;
-
-    fn new() -> Self {
-        Self((0..Self::COUNT).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn of(&self, key: &Key) -> Option<&AtomicU64> {
-        // The remainder fits whatever the width of `usize`.
-        self.0.get(usize::try_from(key.hash() % Self::COUNT as u64).unwrap_or(0))
-    }
-
-    fn read(&self, key: &Key) -> u64 {
-        self.of(key).map_or(0, |count| count.load(Ordering::Acquire))
-    }
-
-    fn bump(&self, key: &Key) {
-        if let Some(count) = self.of(key) {
-            count.fetch_add(1, Ordering::Release);
         }
     }
 }
@@ -370,6 +356,16 @@ mod tests {
             Join::Lead(seat) => seat,
             _ => panic!("nobody else is there"),
         }
+    }
+
+    fn response() -> (Arc<Stream>, Arc<Entry>) {
+        let now = std::time::SystemTime::now();
+        let (status, headers) = (http::StatusCode::OK, HeaderMap::new());
+        let head = Arc::new(Head { status, headers, born: now, fresh_until: now, shared: false });
+        let budget = Arc::new(crate::cache::log::Budget::new(0));
+        let log = crate::cache::log::Writer::new(budget.reserve(0).unwrap(), 0).log().clone();
+        let entry = Entry { head: head.clone(), body: bytes::Bytes::new() };
+        (Arc::new(Stream { head, variant: None, log, length: None, since: Instant::now(), voided: 0 }), Arc::new(entry))
     }
 
     fn wait(flights: &Arc<Flights>, key: &Key) -> Ticket {
@@ -402,6 +398,32 @@ mod tests {
         assert_eq!(flights.lock().len(), 1);
         drop(second);
         assert!(flights.lock().is_empty(), "a vacancy that nobody waits for");
+    }
+
+    #[test]
+    fn who_waits_for_a_complete_response_keeps_it_when_storing_is_given_up() {
+        let (flights, key) = (flights(), key("/"));
+        let seat = lead(&flights, &key);
+        let mut ticket = wait(&flights, &key);
+        let (stream, entry) = response();
+        seat.complete(stream, entry);
+        drop(seat);
+        assert!(matches!(ticket.phase(), Phase::Complete(..)));
+        assert!(flights.lock().is_empty());
+    }
+
+    /// Paused time: who listens only during the patience starts it again.
+    #[tokio::test(start_paused = true)]
+    async fn patience_begins_when_the_last_listener_has_left() {
+        let audience = Arc::new(Audience::default());
+        let begun = Instant::now();
+        let came = audience.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(900)).await;
+            drop(came.listen());
+        });
+        audience.abandoned_for(Duration::from_secs(1)).await;
+        assert_eq!(begun.elapsed(), Duration::from_millis(1900));
     }
 
     #[test]

@@ -112,7 +112,7 @@ where
                         Some(Passage::Through { shared, forward, changes }) => {
                             let removal = changes
                                 .filter(|_| is_success(response.status()))
-                                .map(|change| shared.invalidate(&change));
+                                .map(|change| shared.invalidate(change));
                             let response = pass(response, forward);
                             match removal {
                                 Some(Step::Pending(removal)) => (removal, shared, response),
@@ -144,9 +144,25 @@ fn is_success(status: StatusCode) -> bool {
 
 impl Shared {
     /// Forgets the response to a GET of this URL, with all variants, and voids fetches under way.
-    fn invalidate(&self, Change { primary, spent }: &Change) -> Step<Result<(), Trouble>> {
-        self.flights.note_voided(primary);
-        if *spent { Step::Ready(Ok(())) } else { self.store.remove(primary) }
+    fn invalidate(self: &Arc<Self>, Change { primary, spent }: Change) -> Step<Result<(), Trouble>> {
+        let removal = self.flights.in_order(&primary, || {
+            self.flights.note_voided(&primary);
+            let removal = if spent { Step::Ready(Ok(())) } else { self.store.remove(&primary) };
+            // Again: whoever has looked in between may have read what is now removed, and must not build on it.
+            self.flights.note_voided(&primary);
+            removal
+        });
+        match removal {
+            Step::Ready(done) => Step::Ready(done),
+            Step::Pending(removal) => {
+                let shared = self.clone();
+                Step::Pending(Box::pin(async move {
+                    let done = removal.await;
+                    shared.flights.note_voided(&primary);
+                    done
+                }))
+            }
+        }
     }
 }
 

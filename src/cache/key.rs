@@ -4,9 +4,10 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::LazyLock;
 
 use bytes::Bytes;
+use http::header::HOST;
 use http::{Extensions, HeaderMap, Uri};
 
-use crate::client_ip;
+use crate::client_ip::{self, Origin};
 
 /// Longer keys are not looked up and not stored: nobody needs them, and they would fill the store.
 pub(super) const MAX_KEY_BYTES: usize = 4 * 1024;
@@ -25,13 +26,16 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key of a whole URL. `None`: it has no (valid) host, or it is too long.
+    /// The key of a whole URL. `None`: it has no (valid) host, or two, or it is too long.
     ///
     /// `version, scheme, host, path and query as the handler sees them, path and query as the client sent them`; every
     /// part after the version with its length before it. The last part is empty unless a router has stripped a
     /// prefix: without it, `/v1/item` and `/v2/item` under one nested layer would be one key.
     pub(super) fn primary(uri: &Uri, headers: &HeaderMap, extensions: &Extensions) -> Option<Self> {
         let origin = client_ip::origin(uri, headers, extensions)?;
+        if extensions.get::<Origin>().is_none() && names_another_host(uri, headers, &origin) {
+            return None;
+        }
         let target = path_and_query(uri);
         let original = original_target(extensions).filter(|original| *original != target).unwrap_or_default();
         let parts = [origin.scheme(), origin.host(), target, original];
@@ -55,6 +59,13 @@ impl Key {
     pub(super) fn hash(&self) -> u64 {
         self.hash
     }
+}
+
+/// Whether `Host` contradicts the URL's own authority, which the key is made of: the handler may read either.
+fn names_another_host(uri: &Uri, headers: &HeaderMap, origin: &Origin) -> bool {
+    let (Some(_), Some(host)) = (uri.authority(), headers.get(HOST)) else { return false };
+    let field = host.to_str().ok().and_then(|host| format!("{}://{host}", origin.scheme()).parse().ok());
+    field.as_ref() != Some(origin)
 }
 
 fn path_and_query(uri: &Uri) -> &str {
@@ -142,7 +153,6 @@ impl Hasher for Prehashed {
 mod tests {
     use std::collections::HashMap;
 
-    use http::header::HOST;
     use proptest::prelude::*;
 
     use super::*;
@@ -177,6 +187,27 @@ mod tests {
         assert!(Key::primary(&"/p".parse().unwrap(), &HeaderMap::new(), &Extensions::new()).is_none());
         assert!(key("a", &format!("/{}", "x".repeat(3000))).is_some());
         assert!(key("a", &format!("/{}", "x".repeat(MAX_KEY_BYTES))).is_none());
+    }
+
+    #[test]
+    fn an_authority_and_another_host_have_no_key() {
+        let of = |uri: &str, host: &str, extensions: &Extensions| {
+            let headers = HeaderMap::from_iter([(HOST, host.parse().unwrap())]);
+            Key::primary(&uri.parse().unwrap(), &headers, extensions)
+        };
+        for (uri, host, agree) in [
+            ("http://a/p", "A:80", true),
+            ("https://a:443/p", "a", true),
+            ("https://a/p", "a:80", false),
+            ("http://a/p", "b", false),
+            ("http://a/p", "a b", false),
+            ("http://a/p", "", false),
+        ] {
+            assert_eq!(of(uri, host, &Extensions::new()).is_some(), agree, "{uri} {host}");
+        }
+        let mut pinned = Extensions::new();
+        pinned.insert("http://a".parse::<Origin>().unwrap());
+        assert!(of("http://internal/p", "other", &pinned).is_some());
     }
 
     proptest! {

@@ -1,12 +1,12 @@
 //! The layer and what its clones share.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Extensions, Response};
 use tower_layer::Layer;
 
 use super::Store;
@@ -41,6 +41,20 @@ pub(super) struct Shared {
     pub(super) budget: Arc<Budget>,
     pub(super) fills: AtomicUsize,
     pub(super) metrics: Arc<Metrics>,
+}
+
+/// Request extension: the caches that are fetching with this request. One that meets it again would wait for itself.
+#[derive(Clone, Default)]
+pub(super) struct Fetching(Vec<Weak<Shared>>);
+
+impl Fetching {
+    pub(super) fn note(shared: &Arc<Shared>, extensions: &mut Extensions) {
+        extensions.get_or_insert_default::<Self>().0.push(Arc::downgrade(shared));
+    }
+
+    pub(super) fn is_for(shared: &Arc<Shared>, extensions: &Extensions) -> bool {
+        extensions.get::<Self>().is_some_and(|own| own.0.iter().any(|one| one.as_ptr() == Arc::as_ptr(shared)))
+    }
 }
 
 /// What a layer is told.

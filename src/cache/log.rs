@@ -11,6 +11,13 @@ use bytes::Bytes;
 
 /// What one chunk costs beside its bytes.
 const CHUNK_OVERHEAD: usize = 64;
+/// Two neighbours smaller than this become one.
+const SMALL_CHUNK: usize = 1024;
+
+/// The most that a body of `length` bytes costs, however it is cut: no two neighbours are small.
+pub(super) fn cost_of(length: usize) -> usize {
+    length.saturating_add((length / SMALL_CHUNK * 2 + 1) * CHUNK_OVERHEAD)
+}
 
 /// Bytes that all unfinished copies together may hold.
 pub(super) struct Budget {
@@ -75,12 +82,32 @@ pub(super) enum End {
 pub(super) struct Log(Mutex<State>);
 
 struct State {
-    chunks: Vec<Bytes>,
+    /// Each with the number of bytes before it.
+    chunks: Vec<(usize, Bytes)>,
     end: Option<End>,
     readers: Vec<Option<Waker>>,
     free: Vec<usize>,
-    /// Set with the end: from then on the readers alone keep the bytes.
+    /// Set where the log is cut: from then on the readers alone keep the bytes.
     reserved: Option<Reservation>,
+}
+
+impl State {
+    fn push(&mut self, at: usize, chunk: Bytes) {
+        match self.chunks.last_mut() {
+            Some((_, last)) if last.len() < SMALL_CHUNK && chunk.len() < SMALL_CHUNK => {
+                *last = [&**last, &*chunk].concat().into();
+            }
+            _ => self.chunks.push((at, chunk)),
+        }
+    }
+
+    /// What there is beyond the first `at` bytes, as far as it lies in one piece.
+    fn beyond(&self, at: usize) -> Option<Bytes> {
+        let last = self.chunks.partition_point(|(start, _)| *start <= at).checked_sub(1)?;
+        let (start, chunk) = self.chunks.get(last)?;
+        let read = at - start;
+        (read < chunk.len()).then(|| chunk.slice(read..))
+    }
 }
 
 impl Log {
@@ -103,7 +130,6 @@ impl Log {
 pub(super) struct Writer {
     log: Arc<Log>,
     length: usize,
-    chunks: usize,
     cap: usize,
     reservation: Option<Reservation>,
 }
@@ -112,7 +138,7 @@ impl Writer {
     /// A log of at most `cap` bytes, which may grow beyond `reservation` while the budget lasts.
     pub(super) fn new(reservation: Reservation, cap: usize) -> Self {
         let state = State { chunks: Vec::new(), end: None, readers: Vec::new(), free: Vec::new(), reserved: None };
-        Self { log: Arc::new(Log(Mutex::new(state))), length: 0, chunks: 0, cap, reservation: Some(reservation) }
+        Self { log: Arc::new(Log(Mutex::new(state))), length: 0, cap, reservation: Some(reservation) }
     }
 
     pub(super) fn log(&self) -> &Arc<Log> {
@@ -126,24 +152,31 @@ impl Writer {
     /// # Errors
     /// Hands the chunk back if it does not fit.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), Bytes> {
-        let length = self.length.saturating_add(chunk.len());
-        let cost = length.saturating_add((self.chunks + 1) * CHUNK_OVERHEAD);
-        if length > self.cap || !self.reservation.as_mut().is_some_and(|reserved| reserved.cover(cost)) {
+        let (at, length) = (self.length, self.length.saturating_add(chunk.len()));
+        let covers = |reserved: &mut Reservation| reserved.cover(cost_of(length));
+        if length > self.cap || !self.reservation.as_mut().is_some_and(covers) {
             return Err(chunk);
         }
-        (self.length, self.chunks) = (length, self.chunks + 1);
-        self.log.change(|state| state.chunks.push(chunk));
+        self.length = length;
+        self.log.change(|state| state.push(at, chunk));
         Ok(())
     }
 
-    /// The whole body, in one piece that owns exactly its bytes, and the log's end.
+    /// The whole body, in one piece that owns exactly its bytes, and the log's end. From here on readers share that
+    /// piece with the store: however slow they are, they hold no part of the budget.
     pub(super) fn complete(mut self) -> Bytes {
         let mut body = Vec::with_capacity(self.length);
-        for chunk in &self.log.lock().chunks {
+        for (_, chunk) in &self.log.lock().chunks {
             body.extend_from_slice(chunk);
         }
-        self.end(End::Complete);
-        body.into()
+        let body = Bytes::from(body);
+        if self.reservation.take().is_some() {
+            self.log.change(|state| {
+                state.chunks = vec![(0, body.clone())];
+                state.end = Some(End::Complete);
+            });
+        }
+        body
     }
 
     /// Ends the log. Only the first end counts.
@@ -175,6 +208,7 @@ pub(super) enum Next {
 /// One reader, from the first chunk on.
 pub(super) struct Reader {
     log: Arc<Log>,
+    /// Bytes read.
     at: usize,
     slot: usize,
 }
@@ -193,15 +227,18 @@ impl Reader {
 
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         let mut state = self.log.lock();
-        if let Some(chunk) = state.chunks.get(self.at) {
-            self.at += 1;
-            return Poll::Ready(Next::Chunk(chunk.clone()));
+        if let Some(chunk) = state.beyond(self.at) {
+            self.at += chunk.len();
+            return Poll::Ready(Next::Chunk(chunk));
         }
         if let Some(end) = state.end {
             return Poll::Ready(Next::End(end));
         }
         if let Some(waker) = state.readers.get_mut(self.slot) {
-            *waker = Some(cx.waker().clone());
+            match waker {
+                Some(known) if known.will_wake(cx.waker()) => {}
+                _ => *waker = Some(cx.waker().clone()),
+            }
         }
         Poll::Pending
     }
@@ -209,7 +246,7 @@ impl Reader {
     /// Whether everything has been read, and it was all.
     pub(super) fn is_complete(&self) -> bool {
         let state = self.log.lock();
-        state.end == Some(End::Complete) && self.at == state.chunks.len()
+        state.end == Some(End::Complete) && state.beyond(self.at).is_none()
     }
 }
 
@@ -258,6 +295,37 @@ mod tests {
         writer.push(buffer.slice(..5)).unwrap();
         let whole = writer.complete();
         assert!(whole == "aaaaa" && buffer.is_unique());
+    }
+
+    #[test]
+    fn a_complete_body_costs_nothing_however_slow_its_readers_are() {
+        let budget = Arc::new(Budget::new(1 << 20));
+        let mut writer = writer(&budget, 1 << 20);
+        let mut reader = Reader::new(writer.log());
+        writer.push(Bytes::from(vec![b'a'; 2000])).unwrap();
+        writer.push(Bytes::from(vec![b'b'; 2000])).unwrap();
+        assert_eq!(next(&mut reader), Some(Next::Chunk(Bytes::from(vec![b'a'; 2000]))));
+        let whole = writer.complete();
+        assert_eq!(budget.used(), 0);
+        let Some(Next::Chunk(rest)) = next(&mut reader) else { panic!("half of it is left") };
+        assert_eq!(rest.as_ptr(), whole.slice(2000..).as_ptr(), "shared with the store");
+        assert_eq!(rest, vec![b'b'; 2000]);
+    }
+
+    #[test]
+    fn a_body_cut_small_fits_into_what_its_length_reserved() {
+        let length = 5000;
+        let budget = Arc::new(Budget::new(cost_of(length)));
+        let mut writer = Writer::new(budget.reserve(cost_of(length)).unwrap(), length);
+        let mut reader = Reader::new(writer.log());
+        for n in 0..length {
+            writer.push(Bytes::from(vec![b'a'])).unwrap();
+            if n % 3 == 0 {
+                assert!(matches!(next(&mut reader), Some(Next::Chunk(_))));
+            }
+        }
+        assert!(writer.log().lock().chunks.len() <= 10);
+        assert_eq!(writer.complete().len(), length);
     }
 
     #[test]

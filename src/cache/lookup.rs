@@ -11,12 +11,12 @@ use super::key::Key;
 use super::status::Forward;
 use super::store::sealed::Backend;
 use super::store::{Step, Trouble};
-use super::vary::VarySpec;
+use super::vary::{Known, VarySpec};
 
 /// What a finished lookup found.
 pub(super) enum Found {
-    /// A fresh response.
-    Hit(Arc<Entry>),
+    /// A fresh response, and what the URL's responses are known to vary by.
+    Hit(Arc<Entry>, Option<Known>),
     /// Nothing that could be used.
     Miss(Miss),
     /// The request's own fields make the key too long.
@@ -30,7 +30,7 @@ pub(super) struct Miss {
     pub(super) seen: u64,
     pub(super) forward: Forward,
     /// What the URL's responses are known to vary by.
-    pub(super) spec: Option<VarySpec>,
+    pub(super) known: Option<Known>,
 }
 
 /// What a lookup reads.
@@ -48,21 +48,23 @@ pub(super) type Reply = Result<Option<Record>, Trouble>;
 /// A lookup under way: one store operation, or two where the responses vary.
 pub(super) struct Search {
     seen: u64,
+    voided: u64,
     variant: Option<(VarySpec, Key)>,
 }
 
 impl Search {
     pub(super) fn new(sources: Sources<'_>) -> Self {
-        Self { seen: sources.flights.stored(sources.primary), variant: None }
+        let Sources { flights, primary, .. } = sources;
+        Self { seen: flights.stored(primary), voided: flights.voided(primary), variant: None }
     }
 
     /// Starts at the variant: it is known by what the responses vary.
     ///
     /// # Errors
     /// The request's fields make the key too long.
-    pub(super) fn at_variant(sources: Sources<'_>, spec: VarySpec) -> Result<Self, Found> {
-        let mut search = Self::new(sources);
-        search.vary(sources, spec).map_or(Ok(search), Err)
+    pub(super) fn at_variant(sources: Sources<'_>, known: Known) -> Result<Self, Found> {
+        let mut search = Self { voided: known.voided, ..Self::new(sources) };
+        search.vary(sources, known.spec).map_or(Ok(search), Err)
     }
 
     /// Looks as far as the store answers at once.
@@ -110,7 +112,7 @@ impl Search {
             return Some(Found::Miss(self.miss(sources, Forward::Stale)));
         }
         match record {
-            Record::Response(entry) => Some(Found::Hit(entry)),
+            Record::Response(entry) => Some(Found::Hit(entry, self.known())),
             // Under a variant's key stands only a response.
             Record::Vary(..) if at_variant => Some(Found::Miss(self.miss(sources, missing))),
             Record::Vary(spec, _) => self.vary(sources, spec),
@@ -126,8 +128,11 @@ impl Search {
 
     /// Nothing found so far.
     pub(super) fn miss(&self, sources: Sources<'_>, forward: Forward) -> Miss {
-        let spec = self.variant.as_ref().map(|(spec, _)| spec.clone());
-        Miss { key: self.key(sources).clone(), seen: self.seen, forward, spec }
+        Miss { key: self.key(sources).clone(), seen: self.seen, forward, known: self.known() }
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.variant.as_ref().map(|(spec, _)| Known { spec: spec.clone(), voided: self.voided })
     }
 
     fn key<'a>(&'a self, sources: Sources<'a>) -> &'a Key {

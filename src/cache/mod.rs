@@ -5,7 +5,8 @@
 //!    neither stored nor joined any more (RFC 9111 §4.4). gRPC calls invalidate nothing.
 //! 2. **The key** is scheme, host, path and query, byte for byte, each with its length before it: no two URLs share
 //!    one. Scheme and host are those of [`client_ip::Origin`](crate::client_ip::Origin); a request without a valid
-//!    host passes. Under axum the unstripped path counts too, so that one layer value may serve several nested
+//!    host passes, and so does one whose `Host` contradicts the authority of its URL, unless a `ClientIpLayer` has
+//!    told the origin. Under axum the unstripped path counts too, so that one layer value may serve several nested
 //!    routers. Keys above 4 KiB pass.
 //! 3. **Stored** is what states its own freshness (`s-maxage`, else `max-age`, else `Expires`; less `Age`), what the
 //!    handler gives a [`CacheTtl`], and, with [`CacheLayer::ttl`], whatever else has status 200, 203, 204, 300, 301 or
@@ -26,7 +27,8 @@
 //!    leaves cancels it; one that
 //!    nobody wants ends after 1 s without a head, after 30 s without a whole body. Who comes meanwhile waits, at most 5 s, then goes alone;
 //!    a request waits with itself in hand, so it can take over. Between a lookup and a fetch no other fetch slips in:
-//!    a lookup that is older than the last store of its key is repeated.
+//!    a lookup that is older than the last store of its key is repeated. A cache that meets a request with which it is
+//!    fetching already (one layer value twice in a stack) passes it.
 //! 10. **The head decides.** Not storable: everybody goes alone at once, and the forwarded request has the live
 //!     response. For 120 s, or until something is stored, who asks for that key fetches for itself without waiting. Storable: the body is shared while it grows if its length is known, else when it is whole.
 //! 11. **A failed fetch** (inner error, panic, broken body, 5xx that nobody asked to keep) is tried again by one of those
@@ -34,7 +36,8 @@
 //!     response itself.
 //! 12. **Bodies stream** to the client while they are copied. A body beyond [`CacheLayer::max_object_bytes`], or beyond
 //!     64 MiB of copies in all, goes on as it is, and its copy is dropped. A shared body ends complete or with an
-//!     error, never in between.
+//!     error, never in between. Once whole it is the store's, and slow readers cost the 64 MiB nothing. A response that is
+//!     no longer fresh is joined by nobody.
 //! 13. **A store that fails is a miss**, counted. After a timeout the same request asks and writes it no more.
 //!
 //! # It never
@@ -79,7 +82,8 @@
 //!
 //! Whatever a handler reads from a request that is neither in the key (rule 2) nor named in its `Vary` lets one client choose what
 //! others get. `X-Forwarded-Host` is the classic: read the host from [`client_ip::Origin`](crate::client_ip::Origin)
-//! instead. Outside axum, put the layer outside of what strips path prefixes.
+//! instead. So is `Host` where a `ClientIpLayer` tells (or pins) the origin: handlers must not read the field then.
+//! Outside axum, put the layer outside of what strips path prefixes.
 //! An invalidation (rule 1) is as good as its store: with Redis it does not reach a fetch under way in another process,
 //! and is lost if Redis does not answer; the old response then lives until it expires.
 //!
@@ -94,7 +98,8 @@
 //! | `Cache-Status: tower-scale; fwd=method`, `fwd=bypass` | not looked up |
 //! | `Age` | on hits and collapsed responses |
 //!
-//! Ours is the last member (RFC 9211). Connection-specific fields are not stored; everything else is kept, line by line.
+//! Ours is the last member (RFC 9211). Connection-specific fields are not stored; everything else is kept, line by line. A stored
+//! response without `Date` gets that of its arrival (RFC 9110 §6.6.1).
 //!
 //! # Metrics
 //!
@@ -132,6 +137,7 @@ mod request;
 mod service;
 mod status;
 mod store;
+mod stripes;
 mod ttl;
 mod vary;
 

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tower_service::Service;
@@ -16,12 +16,12 @@ use super::coalesce::{self, Looked};
 use super::fill::{Case, Plan};
 use super::future::{Change, Passage, ResponseFuture};
 use super::key::Key;
-use super::layer::{Config, Shared};
+use super::layer::{Config, Fetching, Shared};
 use super::lookup::{Found, Search};
 use super::metrics::Outcome;
 use super::request::Asked;
 use super::status::Forward;
-use super::vary::VarySpec;
+use super::vary::Known;
 use crate::ready::{self, CallWhenReady};
 use crate::refusal::Grpc;
 use crate::scope::Scope;
@@ -58,6 +58,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        if Fetching::is_for(&self.shared, request.extensions()) {
+            return self.pass(request, Forward::Bypass, None);
+        }
         let primary = Key::primary(request.uri(), request.headers(), request.extensions());
         let (primary, asked) = match (primary, Asked::of(&request)) {
             (Some(primary), Ok(asked)) => (primary, asked),
@@ -68,35 +71,36 @@ where
                 return self.pass(request, forward, changes);
             }
         };
+        let now = SystemTime::now();
         let looked = if self.shared.store.is_spent(request.extensions()) {
             None
         } else {
             let sources = self.shared.sources(&primary, request.headers());
-            Some(Search::new(sources).now(sources, SystemTime::now()))
+            Some(Search::new(sources).now(sources, now))
         };
-        if let Some(Ok(Found::Hit(entry))) = &looked
-            && let Some(response) = self.shared.answer(asked, request.method(), request.headers(), entry)
+        if let Some(Ok(Found::Hit(entry, _))) = &looked
+            && let Some(response) = self.shared.answer(asked, request.method(), request.headers(), entry, now)
         {
             return ResponseFuture::answered(response);
         }
         let case = Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked };
         let Some(looked) = looked else { return self.detour(case, request, Looked::Not) };
         match looked {
-            Ok(Found::Hit(_)) => self.alone(case, request, Forward::Request, None),
+            Ok(Found::Hit(_, known)) => self.alone(case, request, Forward::Request, known),
             Ok(Found::NoKey) => self.pass(request, Forward::Bypass, None),
             Ok(Found::Miss(miss)) if asked.may_share() && Handle::try_current().is_ok() => {
                 self.detour(case, request, Looked::Missed(miss))
             }
-            Ok(Found::Miss(miss)) => self.alone(case, request, miss.forward, miss.spec),
+            Ok(Found::Miss(miss)) => self.alone(case, request, miss.forward, miss.known),
             Err((search, step)) => self.detour(case, request, Looked::Asked(search, step)),
         }
     }
 }
 
 /// Whether success of the request outdates what is stored for its URL (RFC 9111 §4.4). A gRPC call never does: nobody
-/// asks for its URL with GET.
+/// asks for its URL with GET. Nor does CONNECT, which names no resource.
 fn changes_its_url<B>(request: &Request<B>) -> bool {
-    !request.method().is_safe() && Grpc::of(request.headers()).is_none()
+    !request.method().is_safe() && *request.method() != Method::CONNECT && Grpc::of(request.headers()).is_none()
 }
 
 impl<S: Clone> Cache<S> {
@@ -121,7 +125,7 @@ impl<S: Clone> Cache<S> {
         case: Case,
         request: Request<B>,
         forward: Forward,
-        spec: Option<VarySpec>,
+        known: Option<Known>,
     ) -> ResponseFuture<S, B, ResBody>
     where
         S: Service<Request<B>, Response = Response<ResBody>>,
@@ -136,7 +140,7 @@ impl<S: Clone> Cache<S> {
                     request.headers(),
                     Scope::capture(request.extensions()),
                     forward,
-                    spec,
+                    known,
                     true,
                 )),
             }

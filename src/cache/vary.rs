@@ -22,6 +22,15 @@ pub struct VarySpec {
     pub(super) generation: u64,
 }
 
+/// What a lookup, or another request's response, has told of a URL's responses.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) spec: VarySpec,
+    /// [`Flights::voided`](super::flight::Flights::voided) of the URL, before the spec was read: once that has changed,
+    /// the spec is another generation's, and what is stored with it would bring its variants back.
+    pub(super) voided: u64,
+}
+
 impl VarySpec {
     pub(super) fn new(names: Names) -> Self {
         let generation = RandomState::new().hash_one(std::time::SystemTime::now());

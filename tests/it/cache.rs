@@ -282,6 +282,20 @@ async fn hosts_paths_and_queries_are_apart() {
 }
 
 #[tokio::test]
+async fn a_host_field_that_contradicts_the_url_poisons_nothing() {
+    let origin = Origin::new(|_, request| {
+        let host = request.headers()["host"].to_str().unwrap().to_owned();
+        async move { Ok(fresh().body(text(&host)).unwrap()) }
+    });
+    let cache = origin.cached();
+    let odd = request(Method::GET, "http://shop.example/", &[("host", "evil.example")]);
+    assert_eq!(send(&cache, odd).await.cache_status(), "tower-scale; fwd=bypass");
+    assert_eq!(send(&cache, get("/")).await.text(), "shop.example");
+    let usual = request(Method::GET, "http://SHOP.example:80/", &[]);
+    assert!(send(&cache, usual).await.is_hit());
+}
+
+#[tokio::test]
 async fn a_prefix_stripped_by_axum_still_counts() {
     use axum::routing::get as route;
     let calls = Arc::new(AtomicUsize::new(0));
@@ -360,6 +374,117 @@ async fn a_fetch_that_a_post_has_overtaken_is_not_stored() {
     opened.add_permits(1);
     assert_eq!(late.await.unwrap().unwrap().text(), "3");
     assert_eq!(send(&cache, get("/")).await.text(), "3");
+}
+
+#[tokio::test]
+async fn no_variant_from_before_a_post_comes_back_through_a_fetch_that_began_before_it() {
+    let gate = Arc::new(Semaphore::new(0));
+    let waiting = gate.clone();
+    let origin = Origin::new(move |n, request| {
+        let gate = waiting.clone();
+        async move {
+            if request.headers().get("accept-language").is_some_and(|value| value == "slow") {
+                gate.acquire().await.unwrap().forget();
+            }
+            if n == 3 {
+                return Err(Broken(n));
+            }
+            Ok(fresh().header("vary", "accept-language").body(text(&n.to_string())).unwrap())
+        }
+    });
+    let cache = origin.cached();
+    let page = |language: &str| request(Method::GET, "/", &[("accept-language", language)]);
+    assert_eq!(send(&cache, page("de")).await.text(), "1");
+    assert_eq!(send(&cache, page("en")).await.text(), "2");
+    // The second waits for the first, which fails: it takes over after the POST, with a lookup from before.
+    let failing = spawn(&cache, page("slow"));
+    settle().await;
+    let successor = spawn(&cache, page("slow"));
+    settle().await;
+    send(&cache, request(Method::POST, "/", &[])).await;
+    gate.add_permits(2);
+    assert!(failing.await.unwrap().is_err());
+    assert_eq!(successor.await.unwrap().unwrap().text(), "5");
+    assert!(!send(&cache, page("de")).await.is_hit());
+}
+
+/// After a PUT has answered, no GET that begins later may see what was there before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_asks_after_a_put_gets_what_came_of_it() {
+    let version = Arc::new(AtomicUsize::new(0));
+    let current = version.clone();
+    let origin = Origin::new(move |n, request| {
+        let version = current.clone();
+        async move {
+            if *request.method() == Method::PUT {
+                version.fetch_add(1, Ordering::SeqCst);
+                return Ok(Response::new(text("")));
+            }
+            let seen = version.load(Ordering::SeqCst);
+            for _ in 0..n % 7 {
+                tokio::task::yield_now().await;
+            }
+            if n % 5 == 0 {
+                return Err(Broken(n));
+            }
+            Ok(fresh().header("vary", "accept-language").body(text(&seen.to_string())).unwrap())
+        }
+    });
+    let cache = origin.cached();
+    let (answered, end) = (Arc::new(AtomicUsize::new(0)), Instant::now() + Duration::from_millis(1500));
+    let putting = tokio::spawn({
+        let (cache, answered) = (cache.clone(), answered.clone());
+        async move {
+            while Instant::now() < end {
+                send(&cache, request(Method::PUT, "/", &[])).await;
+                answered.store(version.load(Ordering::SeqCst), Ordering::SeqCst);
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    });
+    let getting = (0..23).map(|worker| {
+        let (cache, answered) = (cache.clone(), answered.clone());
+        tokio::spawn(async move {
+            let mut round = worker;
+            while Instant::now() < end {
+                round += 1;
+                tokio::task::yield_now().await;
+                let language = ["a", "b", "c", "d"][(round * 7 + worker) % 4];
+                let at_least = answered.load(Ordering::SeqCst);
+                let call = try_send(&cache, request(Method::GET, "/", &[("accept-language", language)]));
+                if round % 3 == 0 {
+                    let _ = tokio::time::timeout(Duration::from_micros(200), call).await;
+                } else if let Ok(answer) = call.await
+                    && answer.status == StatusCode::OK
+                {
+                    let seen: usize = answer.text().parse().unwrap();
+                    assert!(seen >= at_least, "{seen} after {at_least}: {}", answer.cache_status());
+                }
+            }
+        })
+    });
+    let all = join_all(getting.chain([putting]));
+    for task in tokio::time::timeout(Duration::from_secs(30), all).await.expect("nobody is stuck") {
+        task.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_credentials_takes_no_variant_out_of_reach() {
+    let origin = Origin::answering(|_, request| {
+        let shared = request.headers().contains_key("authorization");
+        let control = if shared { "public, max-age=60" } else { "max-age=60" };
+        Response::builder().header("vary", "accept-language").header("cache-control", control)
+    });
+    let cache = origin.cached();
+    let page = |language| request(Method::GET, "/", &[("accept-language", language)]);
+    send(&cache, page("de")).await;
+    send(&cache, page("en")).await;
+    let own = request(Method::GET, "/", &[("accept-language", "en"), ("authorization", "x")]);
+    assert_eq!(send(&cache, own).await.cache_status(), "tower-scale; fwd=request; stored");
+    assert!(send(&cache, page("de")).await.is_hit());
 }
 
 #[tokio::test]
@@ -723,6 +848,7 @@ async fn three_failures_are_a_502_for_those_who_still_wait() {
             Err(Broken(n)) => own.push(n),
             Ok(answer) => {
                 assert_eq!(answer.status, 502);
+                assert_eq!(answer.cache_status(), "tower-scale; fwd=uri-miss; collapsed");
                 assert_eq!(answer.headers["cache-control"], "no-store");
                 refused += usize::from(answer.text().contains("fill_failed"));
             }
@@ -763,6 +889,20 @@ async fn a_failed_fetch_whose_waiters_have_all_left_strands_nobody() {
     let _ = follower.await;
     gate.add_permits(1);
     assert_eq!(send(&cache, get("/")).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_twice_in_one_stack_does_not_wait_for_itself() {
+    let (layer, other, origin) = (layer(), layer(), Origin::with(&[("cache-control", "max-age=60")]));
+    let boxed = |response: Response<_>| response.map(Body::new);
+    let inner = other.layer(tower::util::MapResponse::new(layer.layer(origin.clone()), boxed));
+    let outer = layer.layer(tower::util::MapResponse::new(inner, boxed));
+    let begun = tokio::time::Instant::now();
+    let response = outer.oneshot(get("/")).await.unwrap();
+    let members: Vec<_> = response.headers().get_all("cache-status").iter().collect();
+    let stored = "tower-scale; fwd=uri-miss; stored";
+    assert_eq!(members, ["tower-scale; fwd=bypass", stored, stored]);
+    assert_eq!((begun.elapsed(), origin.calls()), (Duration::ZERO, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -840,6 +980,71 @@ async fn everybody_streams_a_body_of_known_length_while_it_grows() {
 }
 
 #[tokio::test]
+async fn nobody_joins_a_response_that_is_no_longer_fresh() {
+    let (origin, mut senders) = streaming(&[("cache-control", "max-age=1"), ("content-length", "6")]);
+    let cache = origin.cached();
+    let _leader = open(&cache).await;
+    let _sender = senders.recv().await.unwrap();
+    eventually("goes alone", async || {
+        let response = cache.clone().oneshot(get("/")).await.unwrap();
+        let alone = response.headers()["cache-status"] == "tower-scale; fwd=stale";
+        assert!(alone || response.headers()["cache-status"] == "tower-scale; fwd=uri-miss; collapsed");
+        alone
+    })
+    .await;
+    assert_eq!(origin.calls(), 2);
+}
+
+#[tokio::test]
+async fn slow_readers_of_stored_bodies_do_not_stop_storing() {
+    let origin = Origin::new(|_, _| async { Ok(fresh().body(Body::from(vec![b'x'; 1 << 20])).unwrap()) });
+    let cache = CacheLayer::new(MemoryStore::new(512 << 20)).layer(origin.clone());
+    let mut held = Vec::new();
+    for n in 0..70 {
+        held.push(cache.clone().oneshot(get(&format!("/{n}"))).await.unwrap());
+    }
+    assert!(send(&cache, get("/69")).await.is_hit());
+}
+
+#[tokio::test]
+async fn no_budget_cuts_a_body_of_known_length_short() {
+    let layer = CacheLayer::new(MemoryStore::new(512 << 20)).max_object_bytes(7 << 20);
+    let (origin, mut senders) = streaming(&[("cache-control", "max-age=60"), ("content-length", "100000")]);
+    let cache = layer.layer(origin);
+    let _leader = open(&cache).await;
+    let mut sender = senders.recv().await.unwrap();
+    let mut follower = open(&cache).await;
+    // What is left of the budget goes to bodies that nobody reads.
+    let (hog, mut hogs) = streaming(&[("cache-control", "max-age=60")]);
+    let hog = layer.layer(hog);
+    let mut held = Vec::new();
+    'full: for n in 0..12 {
+        let response = hog.clone().oneshot(get(&format!("/hog/{n}"))).await.unwrap();
+        let mut hog = hogs.recv().await.unwrap();
+        for _ in 0..400 {
+            let piece = hog.send_data(vec![b'z'; 16 << 10].into());
+            if tokio::time::timeout(Duration::from_millis(300), piece).await.is_err() {
+                held.push((response, hog));
+                break 'full;
+            }
+        }
+        held.push((response, hog));
+    }
+    assert!(held.len() < 12, "the budget has an end");
+    let feed = tokio::spawn(async move {
+        for _ in 0..1000 {
+            let _ = sender.send_data(vec![b'y'; 100].into()).await;
+        }
+    });
+    let mut read = 0;
+    while let Some(piece) = chunk(&mut follower).await {
+        read += piece.unwrap().len();
+    }
+    assert_eq!(read, 100_000);
+    feed.await.unwrap();
+}
+
+#[tokio::test]
 async fn followers_of_an_unknown_length_wait_for_the_whole() {
     let (origin, mut senders) = streaming(&[("cache-control", "max-age=60")]);
     let cache = origin.cached();
@@ -901,7 +1106,7 @@ async fn a_body_longer_than_it_says_is_never_stored() {
 #[tokio::test]
 async fn an_endless_body_passes_with_its_first_byte_at_once() {
     for fields in [
-        &[("content-type", "text/event-stream")] as &'static [_],
+        &[("content-type", "Text/event-stream ;charset=utf-8")] as &'static [_],
         &[("content-type", "text/event-stream"), ("cache-control", "max-age=60")],
     ] {
         let (origin, mut senders) = streaming(fields);
@@ -928,9 +1133,11 @@ async fn an_oversized_body_streams_on_with_backpressure_and_is_not_stored() {
         assert!(sent < 10, "the producer is held back once the copy is given up");
     }
     drop(spawn(&cache, get("/")));
-    for _ in 0..sent {
-        assert_eq!(chunk(&mut leader).await.unwrap().unwrap().len(), 30);
+    let mut read = 0;
+    while read < sent * 30 {
+        read += chunk(&mut leader).await.unwrap().unwrap().len();
     }
+    assert_eq!(read, sent * 30);
     for n in 0..50u8 {
         sender.send_data(Bytes::from(vec![n; 30])).await.unwrap();
         assert_eq!(chunk(&mut leader).await.unwrap().unwrap(), vec![n; 30]);
@@ -1140,6 +1347,34 @@ async fn garbage_in_redis_is_a_miss() {
     server.command(&["DEL", &key]);
     server.command(&["LPUSH", &key, "x"]);
     assert_eq!(send(&cache, get("/")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_request_whose_lookup_timed_out_stores_nothing() {
+    let gate = Arc::new(Semaphore::new(0));
+    let waiting = gate.clone();
+    let origin = Origin::new(move |n, request| {
+        let gate = waiting.clone();
+        async move {
+            if request.uri().path() == "/frozen" {
+                gate.acquire().await.unwrap().forget();
+            }
+            Ok(fresh().body(text(&n.to_string())).unwrap())
+        }
+    });
+    let server = RedisServer::start();
+    let cache = redis_layer(&server).layer(origin.clone());
+    eventually("used", async || send(&cache, get("/up")).await.is_hit()).await;
+    let before = origin.calls();
+    server.freeze();
+    let frozen = spawn(&cache, get("/frozen"));
+    eventually("forwarded", async || origin.calls() > before).await;
+    server.thaw();
+    eventually("used again", async || send(&cache, get("/thawed")).await.is_hit()).await;
+    gate.add_permits(2);
+    assert_eq!(frozen.await.unwrap().unwrap().cache_status(), "tower-scale; fwd=uri-miss");
+    assert!(!send(&cache, get("/frozen")).await.is_hit());
+    assert!(send(&cache, get("/frozen")).await.is_hit());
 }
 
 #[tokio::test]
