@@ -33,7 +33,7 @@ impl Key {
     /// prefix: without it, `/v1/item` and `/v2/item` under one nested layer would be one key.
     pub(super) fn primary(uri: &Uri, headers: &HeaderMap, extensions: &Extensions) -> Option<Self> {
         let origin = client_ip::origin(uri, headers, extensions)?;
-        if extensions.get::<Origin>().is_none() && names_another_host(uri, headers, &origin) {
+        if names_two_hosts(uri, headers, origin.scheme()) {
             return None;
         }
         let target = path_and_query(uri);
@@ -61,11 +61,12 @@ impl Key {
     }
 }
 
-/// Whether `Host` contradicts the URL's own authority, which the key is made of: the handler may read either.
-fn names_another_host(uri: &Uri, headers: &HeaderMap, origin: &Origin) -> bool {
-    let (Some(_), Some(host)) = (uri.authority(), headers.get(HOST)) else { return false };
-    let field = host.to_str().ok().and_then(|host| format!("{}://{host}", origin.scheme()).parse().ok());
-    field.as_ref() != Some(origin)
+/// Whether `Host` contradicts the URL's own authority: the key can hold one, and the handler may read the other.
+fn names_two_hosts(uri: &Uri, headers: &HeaderMap, scheme: &str) -> bool {
+    let (Some(authority), Some(host)) = (uri.authority(), headers.get(HOST)) else { return false };
+    let origin = |host: &str| format!("{scheme}://{host}").parse::<Origin>().ok();
+    let named = origin(authority.as_str());
+    named.is_none() || host.to_str().ok().and_then(origin) != named
 }
 
 fn path_and_query(uri: &Uri) -> &str {
@@ -207,7 +208,9 @@ mod tests {
         }
         let mut pinned = Extensions::new();
         pinned.insert("http://a".parse::<Origin>().unwrap());
-        assert!(of("http://internal/p", "other", &pinned).is_some());
+        assert!(of("http://internal/p", "internal", &pinned).is_some());
+        assert!(of("http://internal/p", "other", &pinned).is_none());
+        assert!(of("/p", "any", &pinned).is_some(), "a proxy's name for us is no second name");
     }
 
     proptest! {

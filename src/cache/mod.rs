@@ -5,16 +5,15 @@
 //!    neither stored nor joined any more (RFC 9111 §4.4). gRPC calls invalidate nothing.
 //! 2. **The key** is scheme, host, path and query, byte for byte, each with its length before it: no two URLs share
 //!    one. Scheme and host are those of [`client_ip::Origin`](crate::client_ip::Origin); a request without a valid
-//!    host passes, and so does one whose `Host` contradicts the authority of its URL, unless a `ClientIpLayer` has
-//!    told the origin. Under axum the unstripped path counts too, so that one layer value may serve several nested
-//!    routers. Keys above 4 KiB pass.
+//!    host passes, and so does one whose `Host` contradicts the authority of its URL. Under axum the unstripped path
+//!    counts too, so that one layer value may serve several nested routers. Keys above 4 KiB pass.
 //! 3. **Stored** is what states its own freshness (`s-maxage`, else `max-age`, else `Expires`; less `Age`), what the
 //!    handler gives a [`CacheTtl`], and, with [`CacheLayer::ttl`], whatever else has status 200, 203, 204, 300, 301 or
 //!    308. In this order the first that speaks decides: `no-store` and its kin, the handler, the fields, the layer.
 //!    Nothing is stored on a guess, and nothing is served stale.
 //! 4. **Never stored**: `no-store`, `private` and `no-cache` in any form; a `Cache-Control` that breaks the grammar;
-//!    `Set-Cookie`; `Vary: *`; partial content; bodies with trailers, with an error, or of another length than stated; status
-//!    1xx, 206, 304, 401, 403, 407, 416, 421, 425, 429; an event stream that does not state its own freshness.
+//!    `Set-Cookie`; `Vary: *`; partial content; bodies with trailers, with an error, or of another length than stated;
+//!    status 1xx, 206, 304, 401, 403, 407, 416, 421, 425, 429; an event stream that does not state its own freshness.
 //! 5. **Credentials** (`Authorization` and `Cookie` alike): such a request is answered from the store, and its response
 //!    stored, only where the response says `public`, `s-maxage` or `must-revalidate` (RFC 9111 §3.5). It always
 //!    fetches for itself alone.
@@ -24,13 +23,14 @@
 //!    client force misses.
 //! 8. **`Vary`**: variants have keys of their own, made of all lines of the named fields. At most 16 names.
 //! 9. **One fetch per key.** It runs in a task of its own, in the scope of the request that began it, and no client that
-//!    leaves cancels it; one that
-//!    nobody wants ends after 1 s without a head, after 30 s without a whole body. Who comes meanwhile waits, at most 5 s, then goes alone;
-//!    a request waits with itself in hand, so it can take over. Between a lookup and a fetch no other fetch slips in:
-//!    a lookup that is older than the last store of its key is repeated. A cache that meets a request with which it is
-//!    fetching already (one layer value twice in a stack) passes it.
+//!    leaves cancels it; one that nobody wants ends after 1 s without a head, after 30 s without a whole body. Who
+//!    comes meanwhile waits, at most 5 s, then goes alone; a request waits with itself in hand, so it can take over.
+//!    Between a lookup and a fetch no other fetch slips in: a lookup that is older than the last store of its key is
+//!    repeated. A cache that meets a request with which it is fetching already (one layer value twice in a stack)
+//!    passes it.
 //! 10. **The head decides.** Not storable: everybody goes alone at once, and the forwarded request has the live
-//!     response. For 120 s, or until something is stored, who asks for that key fetches for itself without waiting. Storable: the body is shared while it grows if its length is known, else when it is whole.
+//!     response. For 120 s, or until something is stored, who asks for that key fetches for itself without waiting.
+//!     Storable: the body is shared while it grows if its length is known, else when it is whole.
 //! 11. **A failed fetch** (inner error, panic, broken body, 5xx that nobody asked to keep) is tried again by one of those
 //!     who wait, twice at most; then the others get a 502. The request that ran has the inner error, panic or
 //!     response itself.
@@ -44,7 +44,8 @@
 //!
 //! stores or replays what one user's request brought to another without the permission of rule 5; revalidates, serves
 //! stale or combines ranges; keeps more than its bounds (1024 fetches, 4096 waiters each, 64 MiB of copies, the store's
-//! own); holds back the first byte of a body.
+//! own); holds back the first byte of
+//! a body from the client whose request was forwarded.
 //!
 //! # Where it stands
 //!
@@ -80,8 +81,8 @@
 //!
 //! # Deployment caveat
 //!
-//! Whatever a handler reads from a request that is neither in the key (rule 2) nor named in its `Vary` lets one client choose what
-//! others get. `X-Forwarded-Host` is the classic: read the host from [`client_ip::Origin`](crate::client_ip::Origin)
+//! Whatever a handler reads from a request that is neither in the key (rule 2) nor named in its `Vary` lets one client
+//! choose what others get. `X-Forwarded-Host` is the classic: read the host from [`client_ip::Origin`](crate::client_ip::Origin)
 //! instead. So is `Host` where a `ClientIpLayer` tells (or pins) the origin: handlers must not read the field then.
 //! Outside axum, put the layer outside of what strips path prefixes.
 //! An invalidation (rule 1) is as good as its store: with Redis it does not reach a fetch under way in another process,
