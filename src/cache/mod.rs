@@ -44,8 +44,7 @@
 //!
 //! stores or replays what one user's request brought to another without the permission of rule 5; revalidates, serves
 //! stale or combines ranges; keeps more than its bounds (1024 fetches, 4096 waiters each, 64 MiB of copies, the store's
-//! own); holds back the first byte of
-//! a body from the client whose request was forwarded.
+//! own); holds back the first byte of a body from the client whose request was forwarded.
 //!
 //! # Where it stands
 //!
@@ -99,8 +98,8 @@
 //! | `Cache-Status: tower-scale; fwd=method`, `fwd=bypass` | not looked up |
 //! | `Age` | on hits and collapsed responses |
 //!
-//! Ours is the last member (RFC 9211). Connection-specific fields are not stored; everything else is kept, line by line. A stored
-//! response without `Date` gets that of its arrival (RFC 9110 §6.6.1).
+//! Ours is the last member (RFC 9211). Connection-specific fields are not stored; everything else is kept, line by line. A
+//! stored response without `Date` gets that of its arrival (RFC 9110 §6.6.1).
 //!
 //! # Metrics
 //!
