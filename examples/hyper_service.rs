@@ -29,7 +29,8 @@ use tower_scale::telemetry::TelemetryLayer;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let address: SocketAddr = std::env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3001".to_owned()).parse()?;
+    let address = std::env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3001".to_owned());
+    let address: SocketAddr = address.parse().map_err(|error| format!("ADDR={address}: {error}"))?;
     let listener = TcpListener::bind(address).await?;
     println!("listening on http://{}", listener.local_addr()?);
 
