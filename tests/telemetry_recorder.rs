@@ -23,8 +23,12 @@ static RECORDER: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 struct Scrape<'a>(MutexGuard<'a, Option<PrometheusHandle>>);
 
 impl Scrape<'_> {
+    /// Also waits for the samplers of earlier tests: one whose runtime has just gone may still record a stall.
     fn alone() -> Self {
-        Self(RECORDER.lock().unwrap_or_else(PoisonError::into_inner))
+        let recorder = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+        #[cfg(target_os = "linux")]
+        wait_for_samplers(0);
+        Self(recorder)
     }
 
     fn install(&mut self) {
@@ -45,9 +49,7 @@ impl Scrape<'_> {
 
     /// The value on the line that starts with `series`, or zero.
     fn value(&self, series: &str) -> f64 {
-        let text = self.text();
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        value_in(&self.text(), series)
     }
 
     fn long_polls(&self, route: &str) -> f64 {
@@ -55,10 +57,22 @@ impl Scrape<'_> {
     }
 
     fn lag_over(&self, bound: f64) -> f64 {
+        self.lag_count_and_over(bound).1
+    }
+
+    /// From one scrape: between two of them samples come in.
+    fn lag_count_and_over(&self, bound: f64) -> (f64, f64) {
+        let text = self.text();
         let mut series = String::from("event_loop_lag_seconds_bucket{le=\"");
         write!(series, "{bound}\"}}").unwrap();
-        self.value("event_loop_lag_seconds_count") - self.value(&series)
+        let count = value_in(&text, "event_loop_lag_seconds_count");
+        (count, count - value_in(&text, &series))
     }
+}
+
+fn value_in(text: &str, series: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
 }
 
 #[allow(clippy::disallowed_methods, reason = "blocking a thread is what is tested")]
@@ -232,7 +246,7 @@ fn work_on_other_threads_is_not_lag() {
     scrape.install();
     let server = serve(2);
     block(Duration::from_millis(40));
-    let before = (scrape.value("event_loop_lag_seconds_count"), scrape.lag_over(0.02));
+    let before = scrape.lag_count_and_over(0.02);
     // A client's view: how many ticks of 10 ms would have waited for more than 20 ms.
     let waited = server.run(async {
         let end = Instant::now() + Duration::from_secs(2);
@@ -246,8 +260,8 @@ fn work_on_other_threads_is_not_lag() {
         busy.join().unwrap();
         ticks
     });
-    let samples = scrape.value("event_loop_lag_seconds_count") - before.0;
-    let late = scrape.lag_over(0.02) - before.1;
+    let after = scrape.lag_count_and_over(0.02);
+    let (samples, late) = (after.0 - before.0, after.1 - before.1);
     assert!(samples > 60.0, "{samples} samples in 2 s");
     // On an idle machine this is one per cent; a machine that is busy elsewhere delays clients as well.
     assert!(late <= samples * 0.01 + waited * 2.0, "{late} of {samples} samples; a client waited for {waited} ticks");
@@ -265,8 +279,6 @@ fn samples_in_a_second(scrape: &Scrape<'_>) -> f64 {
 fn a_runtime_gives_one_sample_per_tick_however_many_layers_it_has() {
     let mut scrape = Scrape::alone();
     scrape.install();
-    #[cfg(target_os = "linux")]
-    wait_for_samplers(0);
     let server = serve(2);
     let second = server.run(async { TelemetryLayer::new() });
     #[cfg(target_os = "linux")]
@@ -295,6 +307,22 @@ fn a_runtime_gives_one_sample_per_tick_however_many_layers_it_has() {
     drop((again, stop));
 }
 
+#[test]
+fn the_largest_lag_is_that_of_all_runtimes() {
+    let mut scrape = Scrape::alone();
+    scrape.install();
+    let (stalled, quiet) = (serve(0), serve(0));
+    #[cfg(target_os = "linux")]
+    wait_for_samplers(2);
+    stalled.ask("/block/400");
+    block(Duration::from_millis(50));
+    for _ in 0..20 {
+        quiet.run(pause(15));
+        let lag_max = scrape.value("event_loop_lag_max_seconds");
+        assert!(lag_max > 0.3, "the quiet runtime's sampler hides the other's stall: {lag_max}");
+    }
+}
+
 #[cfg(target_os = "linux")]
 fn wait_for_samplers(count: usize) {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -308,7 +336,6 @@ fn wait_for_samplers(count: usize) {
 #[test]
 fn the_sampler_ends_with_its_last_owner_or_its_runtime() {
     let _alone = Scrape::alone();
-    wait_for_samplers(0);
     let Server { router, layer, _stop: stop, .. } = serve(2);
     let vitals = layer.vitals();
     wait_for_samplers(1);

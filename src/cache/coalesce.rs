@@ -67,6 +67,8 @@ struct Way {
     looked: Looked,
     known: Option<Known>,
     writable: bool,
+    /// Until when it waits for others, from the first for whom it does.
+    deadline: Option<Instant>,
 }
 
 /// Runs a request to its answer.
@@ -85,7 +87,7 @@ where
     ResBody::Error: Into<BoxError>,
 {
     let (mut parts, body) = request.into_parts();
-    let mut way = Way { looked, known: None, writable: true };
+    let mut way = Way { looked, known: None, writable: true, deadline: None };
     let mut turn = Turn::Again(None);
     for _ in 0..MAX_ROUNDS {
         let Turn::Again(known) = turn else { break };
@@ -135,7 +137,10 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
     }
     match case.shared.flights.join(&miss.key, &case.primary, miss.seen) {
         Join::Lead(seat) => Turn::Lead(seat, miss),
-        Join::Wait(ticket) => follow(case, ticket, parts, miss).await,
+        Join::Wait(ticket) => {
+            let deadline = *way.deadline.get_or_insert_with(|| Instant::now() + MAX_WAIT);
+            follow(case, ticket, parts, miss, deadline).await
+        }
         Join::Unshared => Turn::Alone(Alone { forward: miss.forward, storing: true, known: miss.known }),
         Join::LookAgain => Turn::Again(None),
         Join::Full => Turn::Alone(Alone::passing(miss.forward)),
@@ -185,8 +190,7 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
 }
 
 /// Waits for another request's response.
-async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss) -> Turn<B> {
-    let mut deadline = Instant::now() + MAX_WAIT;
+async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, mut deadline: Instant) -> Turn<B> {
     loop {
         let phase = ticket.phase();
         if let Phase::Streaming(stream) | Phase::Complete(stream, _) = &phase

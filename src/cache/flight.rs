@@ -317,7 +317,7 @@ impl Audience {
                 left.await;
                 continue;
             }
-            // Whoever came and left meanwhile has left a permit: the patience begins again.
+            // Whoever came and left meanwhile has woken this: the patience begins again.
             if tokio::time::timeout(patience, left).await.is_err() && self.listeners.load(Ordering::Relaxed) == 0 {
                 return;
             }
@@ -331,7 +331,8 @@ pub(super) struct Listener(Arc<Audience>);
 impl Drop for Listener {
     fn drop(&mut self) {
         if self.0.listeners.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.left.notify_one();
+            // All who wait: a fetch waits with more than one patience.
+            self.0.left.notify_waiters();
         }
     }
 }
@@ -349,6 +350,30 @@ mod tests {
     fn key(path: &str) -> Key {
         let headers = HeaderMap::from_iter([(http::header::HOST, "a".parse().unwrap())]);
         Key::primary(&path.parse().unwrap(), &headers, &Extensions::new()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_patience_begins_with_the_last_departure() {
+        let audience = Arc::new(Audience::default());
+        let (short, long) = (Duration::from_secs(1), Duration::from_secs(30));
+        let first = audience.listen();
+        let began = Instant::now();
+        let listeners = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(first);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let second = audience.listen();
+            tokio::time::sleep(Duration::from_millis(1400)).await;
+            drop(second);
+        };
+        let patient = async {
+            tokio::select! {
+                () = audience.abandoned_for(short) => began.elapsed(),
+                () = audience.abandoned_for(long) => unreachable!("the longer one"),
+            }
+        };
+        let (ended, ()) = tokio::join!(patient, listeners);
+        assert_eq!(ended.as_millis(), 3000);
     }
 
     fn lead(flights: &Arc<Flights>, key: &Key) -> Seat {

@@ -86,7 +86,8 @@
 //! | `offload_wait_seconds` | histogram | | from admission to the first turn |
 //! | `offload_run_seconds` | histogram | | on a thread, all turns together |
 //!
-//! Several pools add up in these figures. How busy the threads are: `rate(offload_run_seconds_sum) / offload_threads`.
+//! Several pools add up in these figures. How busy the threads are, where nothing is given to
+//! `install`: `rate(offload_run_seconds_sum) / offload_threads`.
 
 mod body;
 mod error;

@@ -1,5 +1,6 @@
 //! The metrics of this module. Their handles are looked up at every use and never cached: the sampler starts when the
-//! layer is built, often before a recorder is installed, and a handle from before that records nothing for ever.
+//! layer is built inside a runtime, often before a recorder is installed, and a handle from before that records nothing
+//! for ever.
 
 use std::time::Duration;
 

@@ -68,7 +68,9 @@
 //! milliseconds, as they do to a task that waits behind them. The body of `#[tokio::main]` is not on a worker of a
 //! multi-thread runtime: blocking there is not lag. Work inside `block_in_place` is counted as a long poll although the
 //! runtime moves its other tasks away. Only the first runtime that a layer meets is sampled for it, until it shuts
-//! down. A sampler that cannot start (no thread to be had) or panics is tried again by a request 10 s later.
+//! down. With several runtimes, each sampled by a layer of its own, the lag figures are of all of them, the `runtime_*`
+//! gauges of whichever wrote last. A sampler that cannot start (no thread to be had) or panics is tried again by a
+//! request 10 s later.
 //!
 //! | metric | kind | meaning |
 //! |---|---|---|

@@ -75,6 +75,12 @@ impl Readings {
         Duration::from_nanos(self.lag_max.load(Ordering::Relaxed))
     }
 
+    /// Of all runtimes that are sampled: what one figure for the process has to show.
+    pub(super) fn lag_max_of_all() -> Duration {
+        let sampled = Sampled::lock();
+        sampled.readings.iter().filter_map(|(_, one)| one.upgrade()).map(|one| one.lag_max()).max().unwrap_or_default()
+    }
+
     pub(super) fn memory(&self) -> Memory {
         *lock(&self.memory)
     }

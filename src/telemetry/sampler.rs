@@ -114,7 +114,7 @@ impl Sampler {
         let reading = Reading { due, now: at, probe, workers: &self.workers, held: &held };
         let step = self.meter.step(reading, &mut metrics::lag);
         readings.iter().for_each(|readings| readings.set_lag(step.lag, step.lag_max));
-        metrics::lag_max(step.lag_max);
+        metrics::lag_max(Readings::lag_max_of_all());
         #[cfg(feature = "tracing")]
         super::seat::warn_of_stuck(now);
         if now >= self.collect_due {

@@ -772,6 +772,28 @@ async fn followers_with_other_fields_do_not_share() {
     assert_eq!(origin.calls(), 3, "one per language");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_one_variant_after_another_waits_five_seconds_in_all() {
+    let origin = Origin::new(|_, request| async move {
+        tokio::time::sleep(Duration::from_millis(4900)).await;
+        let language = request.headers()["accept-language"].to_str().unwrap().to_owned();
+        Ok(fresh().header("vary", "accept-language").body(text(&language)).unwrap())
+    });
+    let cache = origin.cached();
+    let began = tokio::time::Instant::now();
+    let ask = |language| spawn(&cache, request(Method::GET, "/", &[("accept-language", language)]));
+    let first = ask("en");
+    settle().await;
+    let others = [ask("fr"), ask("fr"), ask("fr")];
+    first.await.unwrap().unwrap();
+    for other in others {
+        assert_eq!(other.await.unwrap().unwrap().text(), "fr");
+    }
+    // One fetches `fr` from 4.9 s on; the others wait for it until 5 s and then go alone.
+    assert!(began.elapsed() < Duration::from_millis(9950), "{:?}", began.elapsed());
+    assert_eq!(origin.calls(), 4);
+}
+
 #[tokio::test]
 async fn requests_with_credentials_neither_lead_nor_follow() {
     let (origin, gate) = gated(&[("cache-control", "max-age=60, public")]);
