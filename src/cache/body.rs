@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
 
-use super::flight::Listener;
+use super::audience::Listener;
 use super::log::{End, Next, Reader};
 
 /// Any error, boxed.

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::sync::oneshot;
 
+use super::audience::Listener;
 use super::body::{BodyError, BoxError, Handover, ResponseBody};
 use super::entry::Entry;
-use super::flight::{Listener, Stream};
+use super::flight::Stream;
 use super::log::{End, Reader, Writer};
 
 /// What became of a body.

@@ -17,10 +17,11 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use super::CacheTtl;
+use super::audience::Audience;
 use super::body::{BoxError, ResponseBody};
 use super::collect::{Collected, Collector};
 use super::entry::{Entry, Head, Record};
-use super::flight::{Audience, Seat, Stream};
+use super::flight::{Seat, Stream};
 use super::key::Key;
 use super::layer::{Config, Shared};
 use super::log::{Writer, cost_of};

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::audience::{Audience, Listener};
 use super::entry::{Entry, Head};
 use super::key::{BuildPrehashed, Key};
 use super::log::Log;
@@ -281,7 +281,7 @@ impl Ticket {
     }
 
     pub(super) fn listener(&self) -> Listener {
-        self.listener.0.listen()
+        self.listener.another()
     }
 }
 
@@ -292,47 +292,6 @@ impl Drop for Ticket {
         let last = self.flight.waiters.fetch_sub(1, Ordering::Relaxed) == 1;
         if last && matches!(*self.flight.phase.borrow(), Phase::Vacant) {
             self.flight.leave_table(&mut table);
-        }
-    }
-}
-
-/// Who still wants what a fetch brings: futures that wait for it, and bodies that read it.
-#[derive(Default)]
-pub(super) struct Audience {
-    listeners: AtomicUsize,
-    left: Notify,
-}
-
-impl Audience {
-    pub(super) fn listen(self: &Arc<Self>) -> Listener {
-        self.listeners.fetch_add(1, Ordering::Relaxed);
-        Listener(self.clone())
-    }
-
-    /// Ends when nobody has listened for `patience`.
-    pub(super) async fn abandoned_for(&self, patience: Duration) {
-        loop {
-            let left = self.left.notified();
-            if self.listeners.load(Ordering::Relaxed) > 0 {
-                left.await;
-                continue;
-            }
-            // Whoever came and left meanwhile has woken this: the patience begins again.
-            if tokio::time::timeout(patience, left).await.is_err() && self.listeners.load(Ordering::Relaxed) == 0 {
-                return;
-            }
-        }
-    }
-}
-
-/// One of an [`Audience`].
-pub(super) struct Listener(Arc<Audience>);
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if self.0.listeners.fetch_sub(1, Ordering::Relaxed) == 1 {
-            // All who wait: a fetch waits with more than one patience.
-            self.0.left.notify_waiters();
         }
     }
 }
@@ -350,30 +309,6 @@ mod tests {
     fn key(path: &str) -> Key {
         let headers = HeaderMap::from_iter([(http::header::HOST, "a".parse().unwrap())]);
         Key::primary(&path.parse().unwrap(), &headers, &Extensions::new()).unwrap()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn every_patience_begins_with_the_last_departure() {
-        let audience = Arc::new(Audience::default());
-        let (short, long) = (Duration::from_secs(1), Duration::from_secs(30));
-        let first = audience.listen();
-        let began = Instant::now();
-        let listeners = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            drop(first);
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let second = audience.listen();
-            tokio::time::sleep(Duration::from_millis(1400)).await;
-            drop(second);
-        };
-        let patient = async {
-            tokio::select! {
-                () = audience.abandoned_for(short) => began.elapsed(),
-                () = audience.abandoned_for(long) => unreachable!("the longer one"),
-            }
-        };
-        let (ended, ()) = tokio::join!(patient, listeners);
-        assert_eq!(ended.as_millis(), 3000);
     }
 
     fn lead(flights: &Arc<Flights>, key: &Key) -> Seat {
@@ -435,20 +370,6 @@ mod tests {
         drop(seat);
         assert!(matches!(ticket.phase(), Phase::Complete(..)));
         assert!(flights.lock().is_empty());
-    }
-
-    /// Paused time: who listens only during the patience starts it again.
-    #[tokio::test(start_paused = true)]
-    async fn patience_begins_when_the_last_listener_has_left() {
-        let audience = Arc::new(Audience::default());
-        let begun = Instant::now();
-        let came = audience.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(900)).await;
-            drop(came.listen());
-        });
-        audience.abandoned_for(Duration::from_secs(1)).await;
-        assert_eq!(begun.elapsed(), Duration::from_millis(1900));
     }
 
     #[test]

@@ -112,6 +112,7 @@
 //! | `cache_store_errors_total` | counter | failed store operations |
 //! | `cache_entries`, `cache_bytes` | gauges | in memory stores, expired entries included until they go |
 
+mod audience;
 mod body;
 mod coalesce;
 #[cfg(feature = "redis")]
