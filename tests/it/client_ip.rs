@@ -90,6 +90,8 @@ async fn x_forwarded_for() {
         (&["6.6.6.6,"], "10.0.0.1"),
         (&["6.6.6.6", ""], "10.0.0.1"),
         (&["6.6.6.6", "\u{fc}"], "10.0.0.1"),
+        // A client's odd byte hides nothing that the proxy appends to its line.
+        (&["\u{fc}, 203.0.113.9"], "203.0.113.9"),
         (&["10.0.0.3,10.0.0.2"], "10.0.0.3"),
         (&[], "10.0.0.1"),
     ] {
@@ -119,6 +121,7 @@ async fn forwarded() {
         (&["for=6.6.6.6;host=evil.example, for=1.2.3.4;for=1.2.3.4"], "10.0.0.1", "http://internal"),
         (&["for=\"6.6.6.6, for=203.0.113.9;host=shop.example"], "203.0.113.9", "http://shop.example"),
         (&["for=203.0.113.9;host=\"a b\";proto=gopher"], "203.0.113.9", "http://internal"),
+        (&["for=\u{fc}, for=203.0.113.9;proto=https;host=shop.example"], "203.0.113.9", "https://shop.example"),
     ] {
         let mut headers: Vec<_> = lines.iter().map(|line| ("forwarded", *line)).collect();
         headers.push(("host", "internal"));
@@ -155,6 +158,10 @@ async fn x_forwarded_proto_and_host_count_as_the_nearest_proxy_states_them() {
             "https://shop.example",
         ),
         (&[("x-forwarded-host", "evil.example"), ("x-forwarded-host", "shop.example")], "http://shop.example"),
+        (
+            &[("x-forwarded-proto", "\u{fc}, https"), ("x-forwarded-host", "\u{fc}, shop.example")],
+            "https://shop.example",
+        ),
         (&[("x-forwarded-proto", "https,nonsense"), ("x-forwarded-host", "a/b")], "http://internal"),
         (&[("forwarded", "for=6.6.6.6;host=evil.example")], "http://internal"),
     ] {
