@@ -15,10 +15,10 @@ use super::fill::{Case, Fill, Place, Plan, settle};
 use super::flight::{Join, Phase, Seat, Stream, Ticket};
 use super::layer::Fetching;
 use super::log::Reader;
-use super::lookup::{Found, Miss, Reply, Search};
+use super::lookup::{Found, Got, Miss, Search};
 use super::metrics::Outcome;
 use super::status::{self, Forward, Mark};
-use super::store::Step;
+use super::store::Reply;
 use super::vary::Known;
 use crate::ready::CallWhenReady;
 use crate::refusal::{Caller, Reason, Refusal};
@@ -57,7 +57,7 @@ pub(super) enum Looked {
     /// Not begun.
     Not,
     /// The store has been asked.
-    Asked(Search, Step<Reply>),
+    Asked(Search, Reply<Got>),
     /// In vain.
     Missed(Miss),
 }

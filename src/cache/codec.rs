@@ -10,7 +10,7 @@ use bytes::{Buf, BufMut, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::entry::{Entry, Head, Record};
+use super::entry::{Entry, Head, Kind, Record};
 use super::key::Key;
 use super::vary::VarySpec;
 
@@ -23,15 +23,15 @@ const VARY: u8 = 1;
 
 /// `None`: some part is too long for the form.
 pub(super) fn encode(key: &Key, record: &Record) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(match record {
-        Record::Response(entry) => 512 + entry.body.len(),
-        Record::Vary(..) => 256,
+    let mut out = Vec::with_capacity(match &record.0 {
+        Kind::Response(entry) => 512 + entry.body.len(),
+        Kind::Vary(_) => 256,
     });
     out.put_slice(&MAGIC);
     out.put_u64(0);
-    match record {
-        Record::Response(entry) => encode_response(&mut out, entry)?,
-        Record::Vary(spec, until) => encode_vary(&mut out, spec, *until)?,
+    match &record.0 {
+        Kind::Response(entry) => encode_response(&mut out, entry)?,
+        Kind::Vary(spec) => encode_vary(&mut out, spec)?,
     }
     let sum = checksum(key, out.get(HEADER..)?);
     out.get_mut(MAGIC.len()..HEADER)?.copy_from_slice(&sum.to_be_bytes());
@@ -92,14 +92,26 @@ fn decode_response(mut input: Bytes) -> Option<Record> {
         let value = HeaderValue::from_maybe_shared(take(&mut input, length)?).ok()?;
         headers.try_append(name, value).ok()?;
     }
-    let head = Head { status, headers, born, fresh_until, shared };
-    Some(Record::Response(Arc::new(Entry { head: Arc::new(head), body: input })))
+    let head = Head {
+        status,
+        headers,
+        born,
+        fresh_until,
+        revalidate_until: fresh_until,
+        error_until: fresh_until,
+        keep_until: fresh_until,
+        shared,
+        strict: true,
+        stamp: 0,
+        tags: [].into(),
+    };
+    Some(Record(Kind::Response(Arc::new(Entry { head: Arc::new(head), body: input }))))
 }
 
-fn encode_vary(out: &mut Vec<u8>, spec: &VarySpec, until: SystemTime) -> Option<()> {
+fn encode_vary(out: &mut Vec<u8>, spec: &VarySpec) -> Option<()> {
     out.put_u8(VARY);
     out.put_u64(spec.generation);
-    out.put_u64(millis(until)?);
+    out.put_u64(millis(spec.until)?);
     out.put_u16(u16::try_from(spec.names.len()).ok()?);
     for name in spec.names.iter() {
         out.put_u16(u16::try_from(name.as_str().len()).ok()?);
@@ -117,7 +129,8 @@ fn decode_vary(mut input: Bytes) -> Option<Record> {
         HeaderName::from_bytes(&take(&mut input, length)?).ok()
     });
     let names: Option<Vec<_>> = names.collect();
-    Some(Record::Vary(VarySpec { names: names?.into(), generation }, until))
+    let spec = VarySpec { names: names?.into(), generation, until, variants: Vec::new() };
+    Some(Record(Kind::Vary(Arc::new(spec))))
 }
 
 fn take(input: &mut Bytes, length: usize) -> Option<Bytes> {
@@ -151,19 +164,16 @@ mod tests {
             headers.append(name, value.parse().unwrap());
         }
         headers.append("x-bytes", HeaderValue::from_bytes(b"\xff\xfe").unwrap());
-        let head = Head {
-            status: StatusCode::NOT_FOUND,
-            headers,
-            born: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
-            fresh_until: UNIX_EPOCH + Duration::from_millis(1_700_000_060_123),
-            shared: true,
-        };
-        Record::Response(Arc::new(Entry { head: Arc::new(head), body: Bytes::copy_from_slice(body) }))
+        let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
+        let times = super::super::entry::tests::head(at(1_700_000_000_123), at(1_700_000_060_123));
+        let head = Head { status: StatusCode::NOT_FOUND, headers, shared: true, strict: true, ..times };
+        Record(Kind::Response(Arc::new(Entry { head: Arc::new(head), body: Bytes::copy_from_slice(body) })))
     }
 
     fn spec() -> Record {
         let names = [HeaderName::from_static("accept"), HeaderName::from_static("x-shape")];
-        Record::Vary(VarySpec { names: names.into(), generation: 7 }, UNIX_EPOCH + Duration::from_millis(5))
+        let until = UNIX_EPOCH + Duration::from_millis(5);
+        Record(Kind::Vary(Arc::new(VarySpec { names: names.into(), generation: 7, until, variants: Vec::new() })))
     }
 
     #[test]

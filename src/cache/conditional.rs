@@ -3,7 +3,7 @@
 use http::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use http::{HeaderMap, HeaderValue};
 
-use super::policy::parse_date;
+use super::storing::parse_date;
 
 /// Whether the request asks for the response only if it has changed.
 pub(super) fn is_conditional(request: &HeaderMap) -> bool {

@@ -11,8 +11,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::conditional;
-use super::policy::Terms;
 use super::status::numbered;
+use super::storing::Terms;
 use super::vary::VarySpec;
 
 /// How far another machine's clock, or a stepped one, may be off.
@@ -25,39 +25,55 @@ pub(super) struct Head {
     pub(super) headers: HeaderMap,
     pub(super) born: SystemTime,
     pub(super) fresh_until: SystemTime,
+    /// Until when it may be served stale while it is renewed; not after `fresh_until` where that is not allowed.
+    pub(super) revalidate_until: SystemTime,
+    /// Until when it may be served instead of an error.
+    pub(super) error_until: SystemTime,
+    /// From then on it is of no use at all, not even to be validated.
+    pub(super) keep_until: SystemTime,
+    /// Also for requests with credentials (RFC 9111 §3.5).
     pub(super) shared: bool,
+    /// Never stale, whatever the request allows (`must-revalidate` and its kin).
+    pub(super) strict: bool,
+    /// When its request was forwarded, in microseconds of the Unix era: a purge that is no older voids it.
+    pub(super) stamp: u64,
+    /// What purges of tags look for.
+    pub(super) tags: Arc<[Box<str>]>,
 }
 
 /// A whole stored response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(super) struct Entry {
     pub(super) head: Arc<Head>,
     pub(super) body: Bytes,
 }
 
-/// What a store holds under one key.
+/// What a store holds under one key: a response, or by what a URL's responses vary. Cloning it is cheap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Record {
+pub struct Record(pub(super) Kind);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
     /// The response itself.
     Response(Arc<Entry>),
-    /// The URL's responses vary: each is stored under a key of its own until this time.
-    Vary(VarySpec, SystemTime),
+    /// The URL's responses vary: each is stored under a key of its own.
+    Vary(Arc<VarySpec>),
 }
 
 impl Record {
     pub(super) fn is_fresh(&self, now: SystemTime) -> bool {
-        match self {
-            Self::Response(entry) => entry.head.is_fresh(now),
-            Self::Vary(_, until) => now < *until,
+        match &self.0 {
+            Kind::Response(entry) => entry.head.is_fresh(now),
+            Kind::Vary(spec) => now < spec.until,
         }
     }
 
     /// Whether both are one and the same stored thing.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Response(left), Self::Response(right)) => Arc::ptr_eq(left, right),
-            (Self::Vary(left, until), Self::Vary(right, other)) => left == right && until == other,
-            (Self::Response(_), Self::Vary(..)) | (Self::Vary(..), Self::Response(_)) => false,
+        match (&self.0, &other.0) {
+            (Kind::Response(left), Kind::Response(right)) => Arc::ptr_eq(left, right),
+            (Kind::Vary(left), Kind::Vary(right)) => Arc::ptr_eq(left, right),
+            (Kind::Response(_), Kind::Vary(_)) | (Kind::Vary(_), Kind::Response(_)) => false,
         }
     }
 }
@@ -71,7 +87,19 @@ impl Head {
         {
             headers.insert(DATE, date);
         }
-        Self { status, headers, born: terms.born, fresh_until: terms.fresh_until, shared: terms.shared }
+        Self {
+            status,
+            headers,
+            born: terms.born,
+            fresh_until: terms.fresh_until,
+            revalidate_until: terms.fresh_until,
+            error_until: terms.fresh_until,
+            keep_until: terms.fresh_until,
+            shared: terms.shared,
+            strict: true,
+            stamp: 0,
+            tags: [].into(),
+        }
     }
 
     /// Not where this clock is far behind the one that was read when the entry was made: it would never expire.
@@ -172,14 +200,31 @@ fn own(value: &mut HeaderValue) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A head with these times, and nothing else in it.
+    pub(in super::super) fn head(born: SystemTime, fresh_until: SystemTime) -> Head {
+        Head {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            born,
+            fresh_until,
+            revalidate_until: fresh_until,
+            error_until: fresh_until,
+            keep_until: fresh_until,
+            shared: false,
+            strict: false,
+            stamp: 0,
+            tags: [].into(),
+        }
+    }
 
     #[test]
     fn a_clock_far_behind_uses_nothing() {
         let born = SystemTime::now();
         let fresh_until = born + Duration::from_secs(10);
-        let head = Head { status: StatusCode::OK, headers: HeaderMap::new(), born, fresh_until, shared: false };
+        let head = head(born, fresh_until);
         assert!(head.is_fresh(born) && !head.is_fresh(fresh_until));
         assert!(head.is_fresh(born - Duration::from_secs(59)) && !head.is_fresh(born - Duration::from_secs(61)));
         assert_eq!(head.age(born - Duration::from_secs(59)), Duration::ZERO);

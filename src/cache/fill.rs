@@ -20,17 +20,17 @@ use super::CacheTtl;
 use super::audience::Audience;
 use super::body::{BoxError, ResponseBody};
 use super::collect::{Collected, Collector};
-use super::entry::{Entry, Head, Record};
+use super::entry::{Entry, Head, Kind, Record};
 use super::flight::{Seat, Stream};
 use super::key::Key;
 use super::layer::{Config, Shared};
 use super::log::{Writer, cost_of};
 use super::lookup::Sources;
 use super::metrics::Outcome;
-use super::policy::{Exchange, Terms, Verdict, assess};
 use super::request::Asked;
 use super::status::{self, Forward, Mark, forwarded};
-use super::store::{Step, Trouble};
+use super::store::{Reply, StoreFailure};
+use super::storing::{Exchange, Terms, Verdict, assess};
 use super::vary::{Known, VarySpec};
 use crate::ready::CallWhenReady;
 use crate::scope::{Scope, Scoped};
@@ -110,7 +110,7 @@ pub(super) struct Plan {
     request: HeaderMap,
     forward: Forward,
     /// What the URL's responses are known to vary by.
-    spec: Option<VarySpec>,
+    spec: Option<Arc<VarySpec>>,
     /// Whether the store may be written: not after it has failed this request.
     writable: bool,
     requested: SystemTime,
@@ -159,10 +159,12 @@ impl Plan {
     }
 
     /// By what the response varies, and its key. `Err`: the request's fields are too long for a key.
-    fn variant(&self, terms: &Terms) -> Result<Option<(VarySpec, Key)>, ()> {
+    fn variant(&self, terms: &Terms) -> Result<Option<(Arc<VarySpec>, Key)>, ()> {
         let Some(names) = &terms.vary else { return Ok(None) };
         let known = self.spec.as_ref().filter(|spec| spec.names == *names).cloned();
-        let spec = known.unwrap_or_else(|| VarySpec::new(names.clone()));
+        let spec = known.unwrap_or_else(|| {
+            Arc::new(VarySpec::new(names.clone(), terms.fresh_until.max(SystemTime::now() + SPEC_LIFETIME)))
+        });
         let key = spec.key(&self.case.primary, &self.request).ok_or(())?;
         Ok(Some((spec, key)))
     }
@@ -227,13 +229,10 @@ impl Plan {
     /// The response, and where the URL's responses vary the spec after it: whoever finds that finds the response.
     fn begin_to_store(&self, stream: &Stream, entry: &Arc<Entry>) -> (Put, Option<Put>) {
         let (store, primary) = (&*self.case.shared.store, &self.case.primary);
-        let response = Record::Response(entry.clone());
+        let response = Record(Kind::Response(entry.clone()));
         match &stream.variant {
             None => (store.put(primary, response), None),
-            Some((spec, key)) => {
-                let until = entry.head.fresh_until.max(SystemTime::now() + SPEC_LIFETIME);
-                (store.put(key, response), Some(store.put(primary, Record::Vary(spec.clone(), until))))
-            }
+            Some((spec, key)) => (store.put(key, response), Some(store.put(primary, Record(Kind::Vary(spec.clone()))))),
         }
     }
 
@@ -246,7 +245,7 @@ impl Plan {
     }
 }
 
-type Put = Step<Result<(), Trouble>>;
+type Put = Reply<Result<(), StoreFailure>>;
 
 type Opened<B> = Result<(Response<ResponseBody<B>>, Collector<B>), Response<B>>;
 

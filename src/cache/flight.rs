@@ -47,7 +47,7 @@ pub(super) enum Phase {
 pub(super) struct Stream {
     pub(super) head: Arc<Head>,
     /// Where the URL's responses vary: by what, and the key of this one.
-    pub(super) variant: Option<(VarySpec, Key)>,
+    pub(super) variant: Option<(Arc<VarySpec>, Key)>,
     pub(super) log: Arc<Log>,
     /// Where the length is known, the body can be shared while it grows, since it is known to fit.
     pub(super) length: Option<u64>,
@@ -320,8 +320,7 @@ mod tests {
 
     fn response() -> (Arc<Stream>, Arc<Entry>) {
         let now = std::time::SystemTime::now();
-        let (status, headers) = (http::StatusCode::OK, HeaderMap::new());
-        let head = Arc::new(Head { status, headers, born: now, fresh_until: now, shared: false });
+        let head = Arc::new(crate::cache::entry::tests::head(now, now));
         let budget = Arc::new(crate::cache::log::Budget::new(0));
         let log = crate::cache::log::Writer::new(budget.reserve(0).unwrap(), 0).log().clone();
         let entry = Entry { head: head.clone(), body: bytes::Bytes::new() };

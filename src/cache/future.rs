@@ -17,11 +17,11 @@ use super::fill::{Plan, settle};
 use super::key::Key;
 use super::layer::Shared;
 use super::status::{self, Forward, Mark};
-use super::store::{Step, Trouble};
+use super::store::{Reply, StoreFailure};
 use crate::ready::CallWhenReady;
 
 type Detour<B, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<B>>, E>> + Send>>;
-type Removal = Pin<Box<dyn Future<Output = Result<(), Trouble>> + Send>>;
+type Removal = Pin<Box<dyn Future<Output = Result<(), StoreFailure>> + Send>>;
 
 /// What happens to the response of a request that is forwarded in its own task.
 pub(super) enum Passage {
@@ -115,8 +115,8 @@ where
                                 .map(|change| shared.invalidate(change));
                             let response = pass(response, forward);
                             match removal {
-                                Some(Step::Pending(removal)) => (removal, shared, response),
-                                Some(Step::Ready(_)) | None => return Poll::Ready(Ok(response)),
+                                Some(Reply::Later(removal)) => (removal, shared, response),
+                                Some(Reply::Now(_)) | None => return Poll::Ready(Ok(response)),
                             }
                         }
                     }
@@ -144,19 +144,19 @@ fn is_success(status: StatusCode) -> bool {
 
 impl Shared {
     /// Forgets the response to a GET of this URL, with all variants, and voids fetches under way.
-    fn invalidate(self: &Arc<Self>, Change { primary, spent }: Change) -> Step<Result<(), Trouble>> {
+    fn invalidate(self: &Arc<Self>, Change { primary, spent }: Change) -> Reply<Result<(), StoreFailure>> {
         let removal = self.flights.in_order(&primary, || {
             self.flights.note_voided(&primary);
-            let removal = if spent { Step::Ready(Ok(())) } else { self.store.remove(&primary) };
+            let removal = if spent { Reply::Now(Ok(())) } else { self.store.remove(&primary) };
             // Again: whoever has looked in between may have read what is now removed, and must not build on it.
             self.flights.note_voided(&primary);
             removal
         });
         match removal {
-            Step::Ready(done) => Step::Ready(done),
-            Step::Pending(removal) => {
+            Reply::Now(done) => Reply::Now(done),
+            Reply::Later(removal) => {
                 let shared = self.clone();
-                Step::Pending(Box::pin(async move {
+                Reply::Later(Box::pin(async move {
                     let done = removal.await;
                     shared.flights.note_voided(&primary);
                     done

@@ -3,21 +3,24 @@
 use std::fmt;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Extensions, Response};
 use tower_layer::Layer;
 
-use super::Store;
+use super::clock::Clock;
 use super::flight::Flights;
 use super::log::Budget;
 use super::metrics::Metrics;
+use super::policy::CachePolicy;
 use super::service::Cache;
-use super::store::sealed::Backend;
+use super::store::Store;
 use crate::refusal::{Refusal, Refuse};
 
 const DEFAULT_MAX_OBJECT_BYTES: usize = 1 << 20;
+/// What does not exist may soon.
+const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10);
 /// Bytes of all unfinished copies together. Beyond: bodies stream past the cache.
 const MAX_COLLECTED_BYTES: usize = 64 << 20;
 
@@ -36,7 +39,7 @@ pub struct CacheLayer {
 
 /// What all clones of a layer share.
 pub(super) struct Shared {
-    pub(super) store: Box<dyn Backend>,
+    pub(super) store: Box<dyn Store>,
     pub(super) flights: Arc<Flights>,
     pub(super) budget: Arc<Budget>,
     pub(super) fills: AtomicUsize,
@@ -60,7 +63,17 @@ impl Fetching {
 /// What a layer is told.
 #[derive(Clone, Debug)]
 pub(super) struct Config {
+    pub(super) policy: CachePolicy,
+    pub(super) clock: Clock,
     pub(super) ttl: Option<Duration>,
+    /// The largest part of a lifetime that is taken off at random.
+    pub(super) jitter: f64,
+    pub(super) negative_ttl: Option<Duration>,
+    pub(super) stale_while_revalidate: Duration,
+    pub(super) stale_if_error: Duration,
+    pub(super) fetch_timeout: Option<Duration>,
+    /// Cookies do not count as credentials.
+    pub(super) share_despite_cookies: bool,
     pub(super) max_object_bytes: usize,
     pub(super) refuse: Refuse,
 }
@@ -76,8 +89,88 @@ impl CacheLayer {
             fills: AtomicUsize::new(0),
             metrics,
         };
-        let config = Config { ttl: None, max_object_bytes: DEFAULT_MAX_OBJECT_BYTES, refuse: Refuse::default() };
+        let config = Config {
+            policy: CachePolicy::safe(),
+            clock: Clock::default(),
+            ttl: None,
+            jitter: 0.0,
+            negative_ttl: None,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+            fetch_timeout: None,
+            share_despite_cookies: false,
+            max_object_bytes: DEFAULT_MAX_OBJECT_BYTES,
+            refuse: Refuse::default(),
+        };
         Self { shared: Arc::new(shared), config }
+    }
+
+    /// Chooses what is stored and reused where RFC 9111 leaves a choice (default: [`CachePolicy::safe`]).
+    #[must_use]
+    pub fn policy(mut self, policy: CachePolicy) -> Self {
+        self.config.policy = policy;
+        self
+    }
+
+    /// Serves what has expired for this long, while one fetch renews it in the background (RFC 5861 §3), where the
+    /// response does not say `stale-while-revalidate` itself (default: not at all).
+    ///
+    /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`.
+    #[must_use]
+    pub fn stale_while_revalidate(mut self, period: Duration) -> Self {
+        self.config.stale_while_revalidate = period;
+        self
+    }
+
+    /// Serves what has expired for this long instead of a 5xx, an error of the inner service or a
+    /// [timeout](Self::fetch_timeout) (RFC 5861 §4), where the response does not say `stale-if-error` itself (default:
+    /// not at all).
+    ///
+    /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`.
+    #[must_use]
+    pub fn stale_if_error(mut self, period: Duration) -> Self {
+        self.config.stale_if_error = period;
+        self
+    }
+
+    /// Counts a fetch whose head takes longer as failed, for those who may have a stale response instead (default: no
+    /// limit). Nobody else gets an error by it: the fetch goes on.
+    #[must_use]
+    pub fn fetch_timeout(mut self, timeout: Duration) -> Self {
+        self.config.fetch_timeout = Some(timeout);
+        self
+    }
+
+    /// Takes up to this part of every lifetime off at random (0 to 1; default: 0), so that what was stored together does
+    /// not expire together.
+    #[must_use]
+    pub fn ttl_jitter(mut self, part: f64) -> Self {
+        self.config.jitter = part.clamp(0.0, 1.0);
+        self
+    }
+
+    /// Stores 404 and 410 that say nothing of freshness themselves for `ttl`, at most 10 s (default: not at all).
+    #[must_use]
+    pub fn negative_ttl(mut self, ttl: Duration) -> Self {
+        self.config.negative_ttl = Some(ttl.min(MAX_NEGATIVE_TTL));
+        self
+    }
+
+    /// Stores and reuses responses to requests with `Cookie` as if they had none (default: only with permission in the
+    /// response).
+    ///
+    /// For routes whose handlers ignore cookies.
+    #[must_use]
+    pub fn share_despite_cookies(mut self) -> Self {
+        self.config.share_despite_cookies = true;
+        self
+    }
+
+    /// Reckons freshness by this clock (default: the system's), for tests.
+    #[must_use]
+    pub fn clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        self.config.clock = Clock::new(now);
+        self
     }
 
     /// Stores responses for `ttl` that say nothing of freshness themselves, where their status is 200, 203, 204, 300,

@@ -5,12 +5,12 @@ use std::time::SystemTime;
 
 use http::HeaderMap;
 
-use super::entry::{Entry, Record};
+use super::entry::{Entry, Kind, Record};
 use super::flight::Flights;
 use super::key::Key;
 use super::status::Forward;
-use super::store::sealed::Backend;
-use super::store::{Step, Trouble};
+use super::store::Store;
+use super::store::{Reply, StoreFailure};
 use super::vary::{Known, VarySpec};
 
 /// What a finished lookup found.
@@ -36,20 +36,20 @@ pub(super) struct Miss {
 /// What a lookup reads.
 #[derive(Clone, Copy)]
 pub(super) struct Sources<'a> {
-    pub(super) store: &'a dyn Backend,
+    pub(super) store: &'a dyn Store,
     pub(super) flights: &'a Flights,
     pub(super) primary: &'a Key,
     pub(super) request: &'a HeaderMap,
 }
 
 /// A store's answer to one lookup.
-pub(super) type Reply = Result<Option<Record>, Trouble>;
+pub(super) type Got = Result<Option<Record>, StoreFailure>;
 
 /// A lookup under way: one store operation, or two where the responses vary.
 pub(super) struct Search {
     seen: u64,
     voided: u64,
-    variant: Option<(VarySpec, Key)>,
+    variant: Option<(Arc<VarySpec>, Key)>,
 }
 
 impl Search {
@@ -71,10 +71,10 @@ impl Search {
     ///
     /// # Errors
     /// It takes a round trip: wait for it with [`later`](Self::later).
-    pub(super) fn now(mut self, sources: Sources<'_>, now: SystemTime) -> Result<Found, (Self, Step<Reply>)> {
+    pub(super) fn now(mut self, sources: Sources<'_>, now: SystemTime) -> Result<Found, (Self, Reply<Got>)> {
         loop {
             match sources.store.get(self.key(sources)) {
-                Step::Ready(Ok(record)) => {
+                Reply::Now(Ok(record)) => {
                     if let Some(found) = self.feed(sources, record, now) {
                         return Ok(found);
                     }
@@ -88,7 +88,11 @@ impl Search {
     ///
     /// # Errors
     /// It has failed: there is nothing but a plain miss.
-    pub(super) async fn later(mut self, sources: Sources<'_>, mut step: Step<Reply>) -> Result<Found, (Trouble, Miss)> {
+    pub(super) async fn later(
+        mut self,
+        sources: Sources<'_>,
+        mut step: Reply<Got>,
+    ) -> Result<Found, (StoreFailure, Miss)> {
         loop {
             match step.wait().await {
                 Ok(record) => {
@@ -111,15 +115,15 @@ impl Search {
             sources.store.discard(self.key(sources), &record);
             return Some(Found::Miss(self.miss(sources, Forward::Stale)));
         }
-        match record {
-            Record::Response(entry) => Some(Found::Hit(entry, self.known())),
+        match record.0 {
+            Kind::Response(entry) => Some(Found::Hit(entry, self.known())),
             // Under a variant's key stands only a response.
-            Record::Vary(..) if at_variant => Some(Found::Miss(self.miss(sources, missing))),
-            Record::Vary(spec, _) => self.vary(sources, spec),
+            Kind::Vary(_) if at_variant => Some(Found::Miss(self.miss(sources, missing))),
+            Kind::Vary(spec) => self.vary(sources, spec),
         }
     }
 
-    fn vary(&mut self, sources: Sources<'_>, spec: VarySpec) -> Option<Found> {
+    fn vary(&mut self, sources: Sources<'_>, spec: Arc<VarySpec>) -> Option<Found> {
         let Some(key) = spec.key(sources.primary, sources.request) else { return Some(Found::NoKey) };
         self.seen = sources.flights.stored(&key);
         self.variant = Some((spec, key));

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
-use super::entry::{Entry, Record};
+use super::entry::{Entry, Kind, Record};
 use super::key::{BuildPrehashed, Key};
 use super::metrics::Usage;
-use super::store::sealed::Backend;
-use super::store::{Step, Trouble};
+use super::store::Store;
+use super::store::{Reply, StoreFailure};
 
 /// No shard is smaller than this, as long as the whole budget is not: an object has to fit into one shard.
 const SHARD_BYTES: u64 = 8 << 20;
@@ -71,22 +71,22 @@ fn change(before: u64, after: u64) -> f64 {
     after as f64 - before as f64
 }
 
-impl Backend for MemoryStore {
-    fn get(&self, key: &Key) -> Step<Result<Option<Record>, Trouble>> {
-        Step::Ready(Ok(self.cache.get(key)))
+impl Store for MemoryStore {
+    fn get(&self, key: &Key) -> Reply<Result<Option<Record>, StoreFailure>> {
+        Reply::Now(Ok(self.cache.get(key)))
     }
 
-    fn put(&self, key: &Key, record: Record) -> Step<Result<(), Trouble>> {
+    fn put(&self, key: &Key, record: Record) -> Reply<Result<(), StoreFailure>> {
         self.cache.insert(key.clone(), record);
         self.report();
-        Step::Ready(Ok(()))
+        Reply::Now(Ok(()))
     }
 
-    fn remove(&self, key: &Key) -> Step<Result<(), Trouble>> {
+    fn remove(&self, key: &Key) -> Reply<Result<(), StoreFailure>> {
         if self.cache.remove(key).is_some() {
             self.report();
         }
-        Step::Ready(Ok(()))
+        Reply::Now(Ok(()))
     }
 
     fn discard(&self, key: &Key, record: &Record) {
@@ -125,9 +125,9 @@ struct Weigh;
 
 impl Weighter<Key, Record> for Weigh {
     fn weight(&self, key: &Key, record: &Record) -> u64 {
-        let content = match record {
-            Record::Response(entry) => response_weight(entry),
-            Record::Vary(spec, _) => spec.names.iter().map(|name| 32 + name.as_str().len() as u64).sum(),
+        let content = match &record.0 {
+            Kind::Response(entry) => response_weight(entry),
+            Kind::Vary(spec) => spec.names.iter().map(|name| 32 + name.as_str().len() as u64).sum(),
         };
         ENTRY_OVERHEAD + key.as_bytes().len() as u64 + content
     }
@@ -149,10 +149,10 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use bytes::Bytes;
-    use http::{Extensions, HeaderMap, StatusCode};
+    use http::{Extensions, HeaderMap};
     use proptest::prelude::*;
 
-    use super::super::entry::Head;
+    use super::super::entry::tests::head;
     use super::*;
 
     fn key(path: &str) -> Key {
@@ -162,20 +162,14 @@ mod tests {
 
     fn record(length: usize) -> Record {
         let now = SystemTime::now();
-        let head = Head {
-            status: StatusCode::OK,
-            headers: HeaderMap::new(),
-            born: now,
-            fresh_until: now + Duration::from_secs(60),
-            shared: false,
-        };
-        Record::Response(Arc::new(Entry { head: Arc::new(head), body: Bytes::from(vec![0; length]) }))
+        let head = head(now, now + Duration::from_secs(60));
+        Record(Kind::Response(Arc::new(Entry { head: Arc::new(head), body: Bytes::from(vec![0; length]) })))
     }
 
     fn get(store: &MemoryStore, key: &Key) -> Option<Record> {
         match store.get(key) {
-            Step::Ready(found) => found.unwrap(),
-            Step::Pending(_) => panic!("memory never waits"),
+            Reply::Now(found) => found.unwrap(),
+            Reply::Later(_) => panic!("memory never waits"),
         }
     }
 

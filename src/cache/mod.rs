@@ -114,6 +114,7 @@
 
 mod audience;
 mod body;
+mod clock;
 mod coalesce;
 #[cfg(feature = "redis")]
 mod codec;
@@ -138,6 +139,7 @@ mod request;
 mod service;
 mod status;
 mod store;
+mod storing;
 mod stripes;
 mod ttl;
 mod vary;
@@ -146,8 +148,9 @@ pub use body::{BodyError, BoxError, ResponseBody};
 pub use future::ResponseFuture;
 pub use layer::CacheLayer;
 pub use memory::MemoryStore;
+pub use policy::CachePolicy;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
 pub use service::Cache;
-pub use store::Store;
+pub use store::{Key, Record, Reply, Store, StoreFailure};
 pub use ttl::CacheTtl;

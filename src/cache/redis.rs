@@ -9,10 +9,10 @@ use bytes::Bytes;
 use http::Extensions;
 
 use super::codec;
-use super::entry::Record;
+use super::entry::{self, Record};
 use super::key::Key;
-use super::store::sealed::Backend;
-use super::store::{Step, Trouble};
+use super::store::Store;
+use super::store::{Reply, StoreFailure};
 use crate::redis::{Kind, Redis, StoreError};
 
 /// Larger bodies would hold up everything else on the connection.
@@ -38,32 +38,32 @@ impl RedisStore {
         self.redis.key("cache", key.as_bytes())
     }
 
-    fn send(&self, command: Cmd) -> impl Future<Output = Result<Value, Trouble>> + Send + 'static {
+    fn send(&self, command: Cmd) -> impl Future<Output = Result<Value, StoreFailure>> + Send + 'static {
         let redis = self.redis.clone();
         async move { redis.query(&command).await.map_err(|error| trouble(&error)) }
     }
 }
 
-fn trouble(error: &StoreError) -> Trouble {
-    Trouble { timed_out: error.kind() == Kind::Timeout }
+fn trouble(error: &StoreError) -> StoreFailure {
+    StoreFailure { timed_out: error.kind() == Kind::Timeout }
 }
 
-fn boxed<T>(future: impl Future<Output = T> + Send + 'static) -> Step<T> {
+fn boxed<T>(future: impl Future<Output = T> + Send + 'static) -> Reply<T> {
     let future: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(future);
-    Step::Pending(future)
+    Reply::Later(future)
 }
 
 /// How long Redis should keep a record. `None`: it has expired already.
 fn expiry(record: &Record, now: SystemTime) -> Option<Duration> {
-    let until = match record {
-        Record::Response(entry) => entry.head.fresh_until,
-        Record::Vary(_, until) => *until,
+    let until = match &record.0 {
+        entry::Kind::Response(entry) => entry.head.keep_until,
+        entry::Kind::Vary(spec) => spec.until,
     };
     until.duration_since(now).ok().filter(|left| !left.is_zero())
 }
 
-impl Backend for RedisStore {
-    fn get(&self, key: &Key) -> Step<Result<Option<Record>, Trouble>> {
+impl Store for RedisStore {
+    fn get(&self, key: &Key) -> Reply<Result<Option<Record>, StoreFailure>> {
         let mut command = Cmd::new();
         command.arg("GET").arg(self.name(key));
         let (reply, key) = (self.send(command), key.clone());
@@ -75,9 +75,9 @@ impl Backend for RedisStore {
         })
     }
 
-    fn put(&self, key: &Key, record: Record) -> Step<Result<(), Trouble>> {
-        let Some(left) = expiry(&record, SystemTime::now()) else { return Step::Ready(Ok(())) };
-        let Some(bytes) = codec::encode(key, &record) else { return Step::Ready(Ok(())) };
+    fn put(&self, key: &Key, record: Record) -> Reply<Result<(), StoreFailure>> {
+        let Some(left) = expiry(&record, SystemTime::now()) else { return Reply::Now(Ok(())) };
+        let Some(bytes) = codec::encode(key, &record) else { return Reply::Now(Ok(())) };
         let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 42);
         let mut command = Cmd::new();
         command.arg("SET").arg(self.name(key)).arg(bytes).arg("PX").arg(left);
@@ -85,7 +85,7 @@ impl Backend for RedisStore {
         boxed(async move { reply.await.map(|_| ()) })
     }
 
-    fn remove(&self, key: &Key) -> Step<Result<(), Trouble>> {
+    fn remove(&self, key: &Key) -> Reply<Result<(), StoreFailure>> {
         let mut command = Cmd::new();
         command.arg("DEL").arg(self.name(key));
         let reply = self.send(command);

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::header::VARY;
 use http::{HeaderMap, HeaderName};
@@ -16,25 +17,29 @@ pub(super) type Names = Arc<[HeaderName]>;
 
 /// What is stored under a URL whose responses vary: with it and a request's fields, the key of one response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VarySpec {
+pub(super) struct VarySpec {
     pub(super) names: Names,
     /// Part of every variant's key: once the spec is removed, and made anew, the old variants are out of reach.
     pub(super) generation: u64,
+    /// Until when it is worth keeping: as long as the last of the responses, at least.
+    pub(super) until: SystemTime,
+    /// The keys of the responses that are stored, the oldest first.
+    pub(super) variants: Vec<Key>,
 }
 
 /// What a lookup, or another request's response, has told of a URL's responses.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
-    pub(super) spec: VarySpec,
+    pub(super) spec: Arc<VarySpec>,
     /// [`Flights::voided`](super::flight::Flights::voided) of the URL, before the spec was read: once that has changed,
     /// the spec is another generation's, and what is stored with it would bring its variants back.
     pub(super) voided: u64,
 }
 
 impl VarySpec {
-    pub(super) fn new(names: Names) -> Self {
-        let generation = RandomState::new().hash_one(std::time::SystemTime::now());
-        Self { names, generation }
+    pub(super) fn new(names: Names, until: SystemTime) -> Self {
+        let generation = RandomState::new().hash_one(SystemTime::now());
+        Self { names, generation, until, variants: Vec::new() }
     }
 
     /// The key of the response to a request with these fields. `None`: too long for a key.
@@ -122,7 +127,8 @@ mod tests {
     fn variants_differ_exactly_where_the_combined_fields_do() {
         let host = request(&[("host", "a")]);
         let primary = Key::primary(&"/".parse().unwrap(), &host, &Extensions::new()).unwrap();
-        let spec = VarySpec::new([HeaderName::from_static("a"), HeaderName::from_static("b")].into());
+        let spec =
+            VarySpec::new([HeaderName::from_static("a"), HeaderName::from_static("b")].into(), SystemTime::UNIX_EPOCH);
         let key = |lines: &[(&'static str, &str)]| spec.key(&primary, &request(lines)).unwrap();
         assert_eq!(key(&[("a", "1"), ("a", "2")]), key(&[("a", "1, 2")]));
         assert_eq!(key(&[("a", "1")]), key(&[("a", "1"), ("c", "9")]));
