@@ -1,18 +1,15 @@
 //! Responses in a Redis that several processes share.
 
 use std::future::Future;
-use std::pin::Pin;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use ::redis::{Cmd, Value};
 use bytes::Bytes;
 use http::Extensions;
 
-use super::codec;
-use super::entry::{self, Record};
+use super::entry::Record;
 use super::key::Key;
-use super::store::Store;
-use super::store::{Reply, StoreFailure};
+use super::store::{Reply, Store, StoreFailure};
 use crate::redis::{Kind, Redis, StoreError};
 
 /// Larger bodies would hold up everything else on the connection.
@@ -21,7 +18,7 @@ const MAX_OBJECT_BYTES: usize = 1 << 20;
 /// A store in Redis, shared by every process that uses the same server and prefix.
 ///
 /// A lookup is one `GET` (two where the URL's responses vary), a store one `SET … PX` (two likewise): the response
-/// expires in Redis when it is no longer fresh. Bodies of up to 1 MiB. Whatever goes wrong is a miss.
+/// expires in Redis when it is of no more use. Bodies of up to 1 MiB. Whatever goes wrong is a miss.
 #[derive(Clone, Debug)]
 pub struct RedisStore {
     redis: Redis,
@@ -48,48 +45,35 @@ fn trouble(error: &StoreError) -> StoreFailure {
     StoreFailure { timed_out: error.kind() == Kind::Timeout }
 }
 
-fn boxed<T>(future: impl Future<Output = T> + Send + 'static) -> Reply<T> {
-    let future: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(future);
-    Reply::Later(future)
-}
-
-/// How long Redis should keep a record. `None`: it has expired already.
-fn expiry(record: &Record, now: SystemTime) -> Option<Duration> {
-    let until = match &record.0 {
-        entry::Kind::Response(entry) => entry.head.keep_until,
-        entry::Kind::Vary(spec) => spec.until,
-    };
-    until.duration_since(now).ok().filter(|left| !left.is_zero())
-}
-
 impl Store for RedisStore {
     fn get(&self, key: &Key) -> Reply<Result<Option<Record>, StoreFailure>> {
         let mut command = Cmd::new();
         command.arg("GET").arg(self.name(key));
         let (reply, key) = (self.send(command), key.clone());
-        boxed(async move {
+        Reply::later(async move {
             Ok(match reply.await? {
-                Value::BulkString(bytes) => codec::decode(&key, Bytes::from(bytes)),
+                Value::BulkString(bytes) => Record::decode(&key, Bytes::from(bytes)),
                 _ => None,
             })
         })
     }
 
     fn put(&self, key: &Key, record: Record) -> Reply<Result<(), StoreFailure>> {
-        let Some(left) = expiry(&record, SystemTime::now()) else { return Reply::Now(Ok(())) };
-        let Some(bytes) = codec::encode(key, &record) else { return Reply::Now(Ok(())) };
+        let (left, bytes) = (record.keep_for(SystemTime::now()), record.encode(key));
+        // What cannot be kept must not leave an older record in place.
+        let (Some(left), Some(bytes)) = (left, bytes) else { return self.remove(key) };
         let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 42);
         let mut command = Cmd::new();
-        command.arg("SET").arg(self.name(key)).arg(bytes).arg("PX").arg(left);
+        command.arg("SET").arg(self.name(key)).arg(&*bytes).arg("PX").arg(left);
         let reply = self.send(command);
-        boxed(async move { reply.await.map(|_| ()) })
+        Reply::later(async move { reply.await.map(|_| ()) })
     }
 
     fn remove(&self, key: &Key) -> Reply<Result<(), StoreFailure>> {
         let mut command = Cmd::new();
         command.arg("DEL").arg(self.name(key));
         let reply = self.send(command);
-        boxed(async move { reply.await.map(|_| ()) })
+        Reply::later(async move { reply.await.map(|_| ()) })
     }
 
     fn max_object_bytes(&self) -> usize {
