@@ -1,58 +1,145 @@
 //! Which stored response a request asks for: an injective string of bytes, with its hash.
 
+use std::borrow::Cow;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use bytes::Bytes;
 use http::header::HOST;
 use http::{Extensions, HeaderMap, Uri};
 
-use crate::client_ip::{self, Origin};
+use super::intake::Intake;
+use crate::client_ip;
 
 /// Longer keys are not looked up and not stored: nobody needs them, and they would fill the store.
 pub(super) const MAX_KEY_BYTES: usize = 4 * 1024;
 
 /// Raised whenever the layout below changes, so that an old key never names a new record.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+
+/// GET and HEAD, whose responses are one; no other method is looked up.
+const GET_AND_HEAD: u8 = 0;
 
 /// One seed per process, so that clones and separate layers over one store agree on it.
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// The bytes of a key and their `SipHash`, which nobody outside can steer: computed once, used by every table.
+/// Under what a response is stored: scheme, host, path and query, and the request fields that it varies by.
+///
+/// Holds its bytes and their `SipHash`, which nobody outside can steer: computed once, used by every table.
+// `version, methods, number of fields`, each a byte; then scheme, host, target, original target; then name and value of
+// each field in the key; every one of these with its length before it. Variants append to it. Two different lists of
+// parts never make the same bytes.
 #[derive(Clone, Debug)]
 pub struct Key {
     hash: u64,
-    bytes: Bytes,
+    bytes: Arc<[u8]>,
+}
+
+/// What a key says of its URL, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeyUrl<'a> {
+    /// `http` or `https`.
+    pub(super) scheme: &'a [u8],
+    /// In lowercase, with the port unless it is the scheme's default.
+    pub(super) host: &'a [u8],
+    /// Path and query, less what the key ignores, as the handler gets them.
+    pub(super) target: &'a [u8],
+    /// The same as the client asked for them; empty unless that is something else.
+    pub(super) original: &'a [u8],
+}
+
+impl<'a> KeyUrl<'a> {
+    /// Path and query as the client asked for them.
+    pub(super) fn asked(&self) -> &'a [u8] {
+        if self.original.is_empty() { self.target } else { self.original }
+    }
 }
 
 impl Key {
-    /// The key of a whole URL. `None`: it has no (valid) host, or two, or it is too long.
+    /// The key of a request. `None`: it has no (valid) host, or two, or no path, or it is too long.
     ///
-    /// `version, scheme, host, path and query as the handler sees them, path and query as the client sent them`; every
-    /// part after the version with its length before it. The last part is empty unless a router has stripped a
-    /// prefix: without it, `/v1/item` and `/v2/item` under one nested layer would be one key.
-    pub(super) fn primary(uri: &Uri, headers: &HeaderMap, extensions: &Extensions) -> Option<Self> {
-        let origin = client_ip::origin(uri, headers, extensions)?;
-        if names_two_hosts(uri, headers, origin.scheme()) {
+    /// The original target is empty unless a router has stripped a prefix: without it, `/v1/item` and `/v2/item` under
+    /// one nested layer would be one key.
+    pub(super) fn primary(intake: &Intake, uri: &Uri, headers: &HeaderMap, extensions: &Extensions) -> Option<Self> {
+        let (scheme, host) = client_ip::origin(uri, headers, extensions)?;
+        if names_two_hosts(uri, headers, scheme) {
             return None;
         }
-        let target = path_and_query(uri);
-        let original = original_target(extensions).filter(|original| *original != target).unwrap_or_default();
-        let parts = [origin.scheme(), origin.host(), target, original];
-        let mut builder = Builder::with_capacity(1 + parts.iter().map(|part| LENGTH + part.len()).sum::<usize>());
-        builder.bytes.push(VERSION);
-        parts.iter().try_for_each(|part| builder.push(part.as_bytes()))?;
-        builder.build()
+        let target = intake.target(uri.path_and_query()?.as_str());
+        let original = original_target(extensions).map(|original| intake.target(original));
+        let original = original.as_deref().filter(|original| *original != target).unwrap_or_default();
+        Builder::run(|builder| {
+            builder.url(intake.keyed().len(), [scheme, &host, &target, original])?;
+            intake.keyed().iter().try_for_each(|name| {
+                builder.push(name.as_str().as_bytes())?;
+                builder.push_value(intake.select(headers, name).as_deref())
+            })
+        })
+    }
+
+    /// The key of an absolute URL, asked for in the way of the request that made `like`: under the same stripped
+    /// prefix, with the same values of the fields in the key. Without `like`: no prefix, none of the fields.
+    ///
+    /// `None`: it has no valid host, or lies outside of the prefix, or it is too long.
+    pub(super) fn of_url(intake: &Intake, url: &Uri, like: Option<&Self>) -> Option<Self> {
+        let (none, nothing) = (HeaderMap::new(), Extensions::new());
+        url.authority()?;
+        let (scheme, host) = client_ip::origin(url, &none, &nothing)?;
+        let asked = intake.target(url.path_and_query()?.as_str());
+        let Some(like) = like else {
+            return Builder::run(|builder| {
+                builder.url(intake.keyed().len(), [scheme, &host, &asked, ""])?;
+                intake.keyed().iter().try_for_each(|name| {
+                    builder.push(name.as_str().as_bytes())?;
+                    builder.push_value(None)
+                })
+            });
+        };
+        let KeyUrl { target, original, .. } = like.url();
+        let (target, original) = match stripped_prefix(original, target)? {
+            [] => (Cow::Borrowed(&*asked), ""),
+            prefix => (below(prefix, &asked)?, &*asked),
+        };
+        Builder::run(|builder| {
+            builder.url(intake.keyed().len(), [scheme, &host, &target, original])?;
+            like.parts().skip(4).take(2 * intake.keyed().len()).try_for_each(|part| builder.push(part))
+        })
     }
 
     /// This key with further parts behind it.
-    pub(super) fn extend(&self) -> Builder {
-        let mut builder = Builder::with_capacity(self.bytes.len() + 128);
-        builder.bytes.extend_from_slice(&self.bytes);
-        builder
+    pub(super) fn extend(&self, write: impl FnOnce(&mut Builder) -> Option<()>) -> Option<Self> {
+        Builder::run(|builder| {
+            builder.raw(&self.bytes);
+            write(builder)
+        })
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    /// What the key, or the key that it extends, says of its URL.
+    pub(super) fn url(&self) -> KeyUrl<'_> {
+        let mut parts = self.parts();
+        let mut next = || parts.next().unwrap_or_default();
+        KeyUrl { scheme: next(), host: next(), target: next(), original: next() }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = self.bytes.get(PREAMBLE..).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let (length, behind) = rest.split_first_chunk::<LENGTH>()?;
+            let (part, behind) = behind.split_at_checked(u16::from_be_bytes(*length).into())?;
+            rest = behind;
+            Some(part)
+        })
+    }
+
+    /// A key of these bytes. `None`: too many.
+    pub(super) fn new(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() <= MAX_KEY_BYTES).then(|| Self { hash: SEED.hash_one(bytes), bytes: bytes.into() })
+    }
+
+    /// All that the key stands for, in a form that no other key has; at most 4 KiB. Not text: any byte may occur.
+    ///
+    /// Stable between processes of one version of this crate.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
@@ -63,19 +150,14 @@ impl Key {
 
 /// Whether `Host` contradicts the URL's own authority: the key can hold one, and the handler may read the other.
 fn names_two_hosts(uri: &Uri, headers: &HeaderMap, scheme: &str) -> bool {
-    let (Some(authority), Some(host)) = (uri.authority(), headers.get(HOST)) else { return false };
-    let origin = |host: &str| format!("{scheme}://{host}").parse::<Origin>().ok();
-    let named = origin(authority.as_str());
-    named.is_none() || host.to_str().ok().and_then(origin) != named
-}
-
-fn path_and_query(uri: &Uri) -> &str {
-    uri.path_and_query().map_or("/", |target| target.as_str())
+    let Some(authority) = uri.authority() else { return false };
+    let Some(host) = headers.get(HOST) else { return false };
+    !host.to_str().is_ok_and(|host| client_ip::same_host(scheme, authority.as_str(), host))
 }
 
 #[cfg(feature = "axum")]
 fn original_target(extensions: &Extensions) -> Option<&str> {
-    extensions.get::<axum::extract::OriginalUri>().map(|uri| path_and_query(&uri.0))
+    extensions.get::<axum::extract::OriginalUri>()?.0.path_and_query().map(http::uri::PathAndQuery::as_str)
 }
 
 #[cfg(not(feature = "axum"))]
@@ -83,34 +165,95 @@ fn original_target(_: &Extensions) -> Option<&str> {
     None
 }
 
-const LENGTH: usize = size_of::<u16>();
+/// What a router has taken from the front of a path. `None`: it has done something else to it.
+fn stripped_prefix<'a>(original: &'a [u8], target: &[u8]) -> Option<&'a [u8]> {
+    if original.is_empty() {
+        return Some(b"");
+    }
+    let path = |target: &'_ [u8]| target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+    let (whole, rest) = (original.get(..path(original))?, target.get(..path(target))?);
+    whole.strip_suffix(rest).or_else(|| (rest == b"/").then_some(whole))
+}
 
-/// Appends parts, each with its length before it: two different lists of parts never make the same bytes.
+/// What a router leaves of a target below that prefix.
+fn below<'a>(prefix: &[u8], target: &'a str) -> Option<Cow<'a, str>> {
+    let rest = target.strip_prefix(str::from_utf8(prefix).ok()?)?;
+    match rest.as_bytes().first() {
+        Some(b'/') => Some(rest.into()),
+        None | Some(b'?') => Some(format!("/{rest}").into()),
+        Some(_) => None,
+    }
+}
+
+const PREAMBLE: usize = 3;
+const LENGTH: usize = size_of::<u16>();
+/// Most keys are shorter.
+const USUAL: usize = 256;
+
+/// Puts a key together: on the stack, as long as it is short.
 pub(super) struct Builder {
-    bytes: Vec<u8>,
+    stack: [u8; USUAL],
+    length: usize,
+    /// All of it, once it has outgrown the stack.
+    heap: Vec<u8>,
 }
 
 impl Builder {
-    fn with_capacity(capacity: usize) -> Self {
-        Self { bytes: Vec::with_capacity(capacity) }
+    /// Runs `write` on a builder that never moves. `None`: `write` gave up, or the key is too long.
+    #[inline]
+    fn run(write: impl FnOnce(&mut Self) -> Option<()>) -> Option<Key> {
+        let mut builder = Self { stack: [0; USUAL], length: 0, heap: Vec::new() };
+        write(&mut builder)?;
+        let bytes = match builder.heap.as_slice() {
+            [] => builder.stack.get(..builder.length)?,
+            heap => heap,
+        };
+        (bytes.len() <= MAX_KEY_BYTES).then(|| Key { hash: SEED.hash_one(bytes), bytes: bytes.into() })
+    }
+
+    fn url(&mut self, fields: usize, parts: [&str; 4]) -> Option<()> {
+        self.raw(&[VERSION, GET_AND_HEAD, u8::try_from(fields).ok()?]);
+        parts.into_iter().try_for_each(|part| self.push(part.as_bytes()))
     }
 
     /// `None`: the part is too long for any key.
     pub(super) fn push(&mut self, part: &[u8]) -> Option<()> {
-        if part.len() > MAX_KEY_BYTES {
-            return None;
-        }
-        self.bytes.extend_from_slice(&u16::try_from(part.len()).ok()?.to_be_bytes());
-        self.bytes.extend_from_slice(part);
+        self.length(part.len())?;
+        self.raw(part);
         Some(())
     }
 
-    /// `None`: the key is too long.
-    pub(super) fn build(self) -> Option<Key> {
-        if self.bytes.len() > MAX_KEY_BYTES {
-            return None;
+    /// An absent value is not an empty one.
+    pub(super) fn push_value(&mut self, value: Option<&[u8]>) -> Option<()> {
+        let Some(value) = value else { return self.length(0) };
+        self.length(1 + value.len())?;
+        self.raw(b"=");
+        self.raw(value);
+        Some(())
+    }
+
+    fn length(&mut self, length: usize) -> Option<()> {
+        self.raw(&u16::try_from(length).ok().filter(|_| length <= MAX_KEY_BYTES)?.to_be_bytes());
+        Some(())
+    }
+
+    #[inline]
+    fn raw(&mut self, bytes: &[u8]) {
+        let end = self.length.saturating_add(bytes.len());
+        if let Some(room) = self.stack.get_mut(self.length..end) {
+            room.copy_from_slice(bytes);
+        } else {
+            self.spill(bytes);
         }
-        Some(Key { hash: SEED.hash_one(&self.bytes), bytes: self.bytes.into() })
+        self.length = end;
+    }
+
+    #[cold]
+    fn spill(&mut self, bytes: &[u8]) {
+        if self.heap.is_empty() {
+            self.heap.extend_from_slice(self.stack.get(..self.length).unwrap_or_default());
+        }
+        self.heap.extend_from_slice(bytes);
     }
 }
 
@@ -157,35 +300,199 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::client_ip::Origin;
 
     fn key(host: &str, target: &str) -> Option<Key> {
         let mut headers = HeaderMap::new();
         headers.insert(HOST, host.parse().unwrap());
-        Key::primary(&target.parse().unwrap(), &headers, &Extensions::new())
+        Key::primary(&Intake::default(), &target.parse().unwrap(), &headers, &Extensions::new())
     }
 
+    /// What caches have normalised to somebody's harm: path confusion and web cache deception live on it.
     #[test]
-    fn host_path_and_query_all_count() {
-        let keys = [
-            key("a", "/p"),
-            key("b", "/p"),
-            key("a", "/p/"),
-            key("a", "/p?"),
-            key("a", "/p?q"),
-            key("a", "/P"),
-            key("ab", "/p"),
-            key("a", "/%70"),
+    fn every_byte_of_host_path_and_query_counts() {
+        let targets = [
+            "/p",
+            "/p/",
+            "/p//",
+            "//p",
+            "/./p",
+            "/p/.",
+            "/p/..",
+            "/a/../p",
+            "/%2e%2e/p",
+            "/%2E%2E/p",
+            "/..%2fp",
+            "/%70",
+            "/P",
+            "/p.",
+            "/p;",
+            "/p;.css",
+            "/p/.css",
+            "/p.css",
+            "/p%00.css",
+            "/p%0a.css",
+            "/p%23",
+            "/p%3F",
+            "/p%3f",
+            "/p%2F",
+            "/p\\",
+            "/p?",
+            "/p??",
+            "/p?q",
+            "/p?q=",
+            "/p?Q",
+            "/p?q&",
+            "/p?&q",
+            "/p?a&b",
+            "/p?b&a",
+            "/p?q;r",
+            "/p?%71",
+            "/p?q+r",
+            "/p?q%20r",
         ];
-        for (i, left) in keys.iter().enumerate() {
-            for (j, right) in keys.iter().enumerate() {
-                assert_eq!(left == right, i == j, "{left:?} {right:?}");
+        let hosts = ["a", "b", "ab", "a.", "a.b", "a:81", "a:443", "xn--4ca", "%61", "[::1]", "[::2]"];
+        let all: Vec<_> = hosts
+            .iter()
+            .flat_map(|host| targets.map(|target| (host, target, key(host, target).expect(target))))
+            .collect();
+        for (i, left) in all.iter().enumerate() {
+            for right in &all[i + 1..] {
+                assert_ne!(left.2, right.2, "{left:?} {right:?}");
             }
         }
     }
 
     #[test]
+    fn one_resource_has_one_key_however_its_url_is_written() {
+        let of = |uri: &str, host: Option<&str>| {
+            let headers = host.map(|host| (HOST, host.parse().unwrap())).into_iter().collect();
+            Key::primary(&Intake::default(), &uri.parse().unwrap(), &headers, &Extensions::new())
+        };
+        let key = of("/p", Some("a")).unwrap();
+        for (uri, host) in [
+            ("/p", Some("A")),
+            ("/p", Some("a:80")),
+            ("/p", Some("a:")),
+            ("/p", Some("a:0080")),
+            ("/p#fragment", Some("a")),
+            ("http://a/p", None),
+            ("http://A:80/p", Some("a")),
+            ("HTTP://a/p", None),
+        ] {
+            assert_eq!(of(uri, host).as_ref(), Some(&key), "{uri} {host:?}");
+        }
+        assert_eq!(of("http://a", None), of("/", Some("a")));
+        assert_ne!(of("https://a/p", None).as_ref(), Some(&key));
+        assert_ne!(of("http://a?q", None), of("/?q", Some("a")), "as they stand");
+        for (uri, host) in [
+            ("a:443", None),
+            ("a", Some("a")),
+            ("http://user@a/p", None),
+            ("http://user@a/p", Some("a")),
+            ("ftp://a/p", None),
+            ("/p", Some("user@a")),
+            ("/p", Some("a/p")),
+            ("/p", Some("a?q")),
+            ("/p", Some("a#")),
+            ("/p", Some("a:65536")),
+            ("/p", Some("a:-1")),
+            ("/p", Some("")),
+        ] {
+            assert_eq!(of(uri, host), None, "{uri} {host:?}");
+        }
+    }
+
+    #[test]
+    fn fields_in_the_key_count_and_never_pass_for_variants() {
+        let mut intake = Intake::default();
+        intake.key_header(http::HeaderName::from_static("x-tenant"));
+        intake.key_header(http::HeaderName::from_static("accept-encoding"));
+        intake.key_header(http::HeaderName::from_static("x-tenant"));
+        let of = |lines: &[(&'static str, &str)]| {
+            let lines = [&[("host", "a")], lines].concat();
+            let headers = lines
+                .iter()
+                .map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()))
+                .collect();
+            Key::primary(&intake, &"/".parse().unwrap(), &headers, &Extensions::new()).unwrap()
+        };
+        let keys = [
+            of(&[]),
+            of(&[("x-tenant", "")]),
+            of(&[("x-tenant", "1")]),
+            of(&[("x-tenant", "1,2")]),
+            of(&[("accept-encoding", "1")]),
+            of(&[("accept-encoding", "br")]),
+            key("a", "/").unwrap(),
+            key("a", "/")
+                .unwrap()
+                .extend(|key| key.push(b"x-tenant").and_then(|()| key.push_value(Some(b"1"))))
+                .unwrap(),
+        ];
+        for (i, left) in keys.iter().enumerate() {
+            for (j, right) in keys.iter().enumerate() {
+                assert_eq!(left == right, i == j, "{i} {j}");
+            }
+        }
+        assert_eq!(of(&[("x-tenant", "1"), ("x-tenant", "2")]), keys[3]);
+        assert_eq!(of(&[("accept-encoding", "BR;q=0.3")]), keys[5]);
+    }
+
+    fn text(url: KeyUrl<'_>) -> [&str; 4] {
+        [url.scheme, url.host, url.target, url.original].map(|part| str::from_utf8(part).unwrap())
+    }
+
+    #[test]
+    fn a_key_tells_its_url() {
+        let plain = key("A:81", "/p?q").unwrap();
+        assert_eq!(text(plain.url()), ["http", "a:81", "/p?q", ""]);
+        assert_eq!(plain.url().asked(), b"/p?q");
+        let variant = plain.extend(|key| key.push(b"more")).unwrap();
+        assert_eq!(variant.url(), plain.url());
+        let long = format!("/{}", "x".repeat(2 * USUAL));
+        assert_eq!(text(key("a", &long).unwrap().url()), ["http", "a", &long, ""]);
+        let of = |url: &str| Key::of_url(&Intake::default(), &url.parse().unwrap(), None);
+        assert_eq!(of("http://A:81/p?q"), Some(plain));
+        assert_eq!(of("/p?q"), None);
+    }
+
+    #[cfg(feature = "axum")]
+    #[test]
+    fn urls_beside_a_nested_one_are_found_under_its_prefix() {
+        let mut intake = Intake::default();
+        intake.parameters = Some(vec!["q".to_owned()]);
+        let nested = |original: &str, target: &str| {
+            let mut extensions = Extensions::new();
+            extensions.insert(axum::extract::OriginalUri(original.parse().unwrap()));
+            let headers = HeaderMap::from_iter([(HOST, "a".parse().unwrap())]);
+            Key::primary(&intake, &target.parse().unwrap(), &headers, &extensions).unwrap()
+        };
+        for (original, target, url, expected) in [
+            ("/v1/x?q=1&r", "/x?q=1&r", "http://a/v1/y?q=2&s", Some(["http", "a", "/y?q=2", "/v1/y?q=2"])),
+            ("/v1/x", "/x", "https://b/v1/y", Some(["https", "b", "/y", "/v1/y"])),
+            ("/v1/x", "/x", "http://a/v1?q", Some(["http", "a", "/?q", "/v1?q"])),
+            ("/v1", "/", "http://a/v1/y", Some(["http", "a", "/y", "/v1/y"])),
+            ("/x?r", "/x", "http://a/y", Some(["http", "a", "/y", ""])),
+            ("/v1/x", "/x", "http://a/v12/y", None),
+            ("/v1/x", "/x", "http://a/y", None),
+            ("/v1/x", "/other", "http://a/v1/y", None),
+        ] {
+            let like = nested(original, target);
+            let found = Key::of_url(&intake, &url.parse().unwrap(), Some(&like));
+            assert_eq!(found.as_ref().map(|key| text(key.url())), expected, "{original} {target} {url}");
+        }
+        assert_eq!(
+            Key::of_url(&intake, &"http://a/v1/y".parse().unwrap(), Some(&nested("/v1/x", "/x"))),
+            Some(nested("/v1/y", "/y"))
+        );
+    }
+
+    #[test]
     fn no_host_and_endless_urls_have_no_key() {
-        assert!(Key::primary(&"/p".parse().unwrap(), &HeaderMap::new(), &Extensions::new()).is_none());
+        assert!(
+            Key::primary(&Intake::default(), &"/p".parse().unwrap(), &HeaderMap::new(), &Extensions::new()).is_none()
+        );
         assert!(key("a", &format!("/{}", "x".repeat(3000))).is_some());
         assert!(key("a", &format!("/{}", "x".repeat(MAX_KEY_BYTES))).is_none());
     }
@@ -194,7 +501,7 @@ mod tests {
     fn an_authority_and_another_host_have_no_key() {
         let of = |uri: &str, host: &str, extensions: &Extensions| {
             let headers = HeaderMap::from_iter([(HOST, host.parse().unwrap())]);
-            Key::primary(&uri.parse().unwrap(), &headers, extensions)
+            Key::primary(&Intake::default(), &uri.parse().unwrap(), &headers, extensions)
         };
         for (uri, host, agree) in [
             ("http://a/p", "A:80", true),
@@ -218,13 +525,9 @@ mod tests {
         fn lists_of_parts_never_collide(
             lists in proptest::collection::vec(proptest::collection::vec("[ab\0]{0,3}", 0..4), 2..60)
         ) {
-            let mut seen: HashMap<Bytes, Vec<String>> = HashMap::new();
+            let mut seen: HashMap<Arc<[u8]>, Vec<String>> = HashMap::new();
             for parts in lists {
-                let mut builder = Builder::with_capacity(0);
-                for part in &parts {
-                    builder.push(part.as_bytes()).unwrap();
-                }
-                let key = builder.build().unwrap();
+                let key = Builder::run(|key| parts.iter().try_for_each(|part| key.push(part.as_bytes()))).unwrap();
                 let first = seen.entry(key.bytes.clone()).or_insert_with(|| parts.clone());
                 prop_assert_eq!(first, &parts);
             }

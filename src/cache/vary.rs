@@ -4,9 +4,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::VARY;
+use http::header::{RANGE, VARY};
 use http::{HeaderMap, HeaderName};
 
+use super::intake::Intake;
 use super::key::Key;
 
 /// More fields than this select too finely to be worth a place.
@@ -43,25 +44,15 @@ impl VarySpec {
     }
 
     /// The key of the response to a request with these fields. `None`: too long for a key.
-    pub(super) fn key(&self, primary: &Key, request: &HeaderMap) -> Option<Key> {
-        let mut builder = primary.extend();
-        builder.push(&self.generation.to_be_bytes())?;
-        for name in self.names.iter() {
-            builder.push(name.as_str().as_bytes())?;
-            builder.push(&combined(request, name))?;
-        }
-        builder.build()
+    pub(super) fn key(&self, intake: &Intake, primary: &Key, request: &HeaderMap) -> Option<Key> {
+        primary.extend(|key| {
+            key.push(&self.generation.to_be_bytes())?;
+            self.names.iter().try_for_each(|name| {
+                key.push(name.as_str().as_bytes())?;
+                key.push_value(intake.select(request, name).as_deref())
+            })
+        })
     }
-}
-
-/// All lines of a field as one (RFC 9110 §5.3), after a byte that tells an empty field from an absent one.
-fn combined(headers: &HeaderMap, name: &HeaderName) -> Vec<u8> {
-    let mut value = Vec::new();
-    for line in headers.get_all(name) {
-        value.extend_from_slice(if value.is_empty() { b"=" } else { b", " });
-        value.extend_from_slice(line.as_bytes().trim_ascii());
-    }
-    value
 }
 
 /// The fields that `Vary` names.
@@ -86,6 +77,15 @@ pub(super) fn names(response: &HeaderMap) -> Result<Option<Names>, Unmatchable> 
         1..=MAX_NAMES => Ok(Some(names.into())),
         _ => Err(Unmatchable),
     }
+}
+
+/// By the requested range as well: a part answers only those who ask for the very same one.
+pub(super) fn with_range(names: Option<Names>) -> Option<Names> {
+    let mut names = names.map_or(Vec::new(), |names| names.to_vec());
+    names.push(RANGE);
+    names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+    Some(names.into())
 }
 
 /// No later request can be known to match the response.
@@ -126,17 +126,20 @@ mod tests {
     #[test]
     fn variants_differ_exactly_where_the_combined_fields_do() {
         let host = request(&[("host", "a")]);
-        let primary = Key::primary(&"/".parse().unwrap(), &host, &Extensions::new()).unwrap();
+        let primary = Key::primary(&Intake::default(), &"/".parse().unwrap(), &host, &Extensions::new()).unwrap();
         let spec =
             VarySpec::new([HeaderName::from_static("a"), HeaderName::from_static("b")].into(), SystemTime::UNIX_EPOCH);
-        let key = |lines: &[(&'static str, &str)]| spec.key(&primary, &request(lines)).unwrap();
+        let key = |lines: &[(&'static str, &str)]| spec.key(&Intake::default(), &primary, &request(lines)).unwrap();
         assert_eq!(key(&[("a", "1"), ("a", "2")]), key(&[("a", "1, 2")]));
         assert_eq!(key(&[("a", "1")]), key(&[("a", "1"), ("c", "9")]));
         assert_ne!(key(&[]), key(&[("a", "")]));
         assert_ne!(key(&[("a", "1")]), key(&[("b", "1")]));
         assert_ne!(key(&[]), primary);
         let renewed = VarySpec { generation: spec.generation + 1, ..spec.clone() };
-        assert_ne!(renewed.key(&primary, &request(&[])), spec.key(&primary, &request(&[])));
-        assert_eq!(spec.key(&primary, &request(&[("a", &"x".repeat(5000))])), None);
+        assert_ne!(
+            renewed.key(&Intake::default(), &primary, &request(&[])),
+            spec.key(&Intake::default(), &primary, &request(&[]))
+        );
+        assert_eq!(spec.key(&Intake::default(), &primary, &request(&[("a", &"x".repeat(5000))])), None);
     }
 }

@@ -99,7 +99,7 @@ pub use header::Header;
 pub use layer::{ClientIpLayer, ConfigError};
 pub use origin::Origin;
 #[cfg_attr(not(feature = "cache"), allow(unused_imports))]
-pub(crate) use origin::origin;
+pub(crate) use origin::{origin, same_host};
 pub use peer::{ClientIp, PeerAddr};
 #[cfg_attr(not(feature = "rate-limit"), allow(unused_imports))]
 pub(crate) use peer::{PeerAlarm, client_ip};

@@ -1,5 +1,6 @@
 //! Scheme and host.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
@@ -74,12 +75,7 @@ impl Origin {
     }
 
     fn new(scheme: Scheme, authority: &str) -> Option<Self> {
-        let (name, port) = split_port(authority)?;
-        let mut host = normal_name(name)?;
-        if let Some(port) = port.filter(|port| *port != scheme.default_port()) {
-            host.push_str(&format!(":{port}"));
-        }
-        Some(Self { scheme, host: host.into() })
+        Some(Self { scheme, host: normal_host(scheme, authority)?.into() })
     }
 }
 
@@ -101,16 +97,43 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The origin: `ClientIpLayer`'s finding, else scheme of the URI (or `http`) and authority (or `Host`).
+/// Scheme and host: `ClientIpLayer`'s finding, else scheme of the URI (or `http`) and authority (or `Host`).
 /// `None`: there is no host, several, or one that is not valid.
+///
+/// Nothing is copied where the request spells its host as [`Origin::host`] does.
 #[cfg_attr(not(feature = "cache"), allow(dead_code))]
-pub(crate) fn origin(uri: &Uri, headers: &HeaderMap, extensions: &Extensions) -> Option<Origin> {
-    extensions.get::<Origin>().cloned().or_else(|| requested(None, None, uri, headers))
+pub(crate) fn origin<'a>(
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+    extensions: &'a Extensions,
+) -> Option<(&'static str, Cow<'a, str>)> {
+    let (scheme, host) = match extensions.get::<Origin>() {
+        Some(origin) => (origin.scheme, Cow::Borrowed(&*origin.host)),
+        None => stated(None, None, uri, headers)?,
+    };
+    Some((scheme.as_str(), host))
+}
+
+/// Whether two authorities name one host under this scheme. What is not valid names none.
+#[cfg_attr(not(feature = "cache"), allow(dead_code))]
+pub(crate) fn same_host(scheme: &str, left: &str, right: &str) -> bool {
+    let host = |authority| normal_host(Scheme::parse(scheme)?, authority);
+    host(left).is_some_and(|left| Some(left) == host(right))
 }
 
 /// What a request asks for, where a trusted proxy says otherwise with `proto` and `host`. What it says wrong counts as
 /// not said.
 pub(crate) fn requested(proto: Option<&str>, host: Option<&str>, uri: &Uri, headers: &HeaderMap) -> Option<Origin> {
+    let (scheme, host) = stated(proto, host, uri, headers)?;
+    Some(Origin { scheme, host: host.into() })
+}
+
+fn stated<'a>(
+    proto: Option<&str>,
+    host: Option<&'a str>,
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+) -> Option<(Scheme, Cow<'a, str>)> {
     let mut fields = headers.get_all(HOST).iter();
     let field = fields.next();
     if fields.next().is_some() {
@@ -121,9 +144,28 @@ pub(crate) fn requested(proto: Option<&str>, host: Option<&str>, uri: &Uri, head
         (None, Some(scheme)) => Scheme::parse(scheme)?,
         (None, None) => Scheme::Http,
     };
-    host.and_then(|host| Origin::new(scheme, host)).or_else(|| match uri.authority() {
-        Some(authority) => Origin::new(scheme, authority.as_str()),
-        None => Origin::new(scheme, field?.to_str().ok()?),
+    let host = host.and_then(|host| normal_host(scheme, host)).or_else(|| match uri.authority() {
+        Some(authority) => normal_host(scheme, authority.as_str()),
+        None => normal_host(scheme, field?.to_str().ok()?),
+    })?;
+    Some((scheme, host))
+}
+
+/// A host in its one spelling: the name in lowercase, the port unless it is the scheme's default.
+fn normal_host(scheme: Scheme, authority: &str) -> Option<Cow<'_, str>> {
+    // Nearly always, and on the way of every cache hit.
+    let plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+    if (1..=MAX_HOST).contains(&authority.len()) && authority.bytes().all(plain) {
+        return Some(Cow::Borrowed(authority));
+    }
+    let (name, port) = split_port(authority)?;
+    let name = normal_name(name)?;
+    let Some(port) = port.filter(|port| *port != scheme.default_port()) else { return Some(name) };
+    let digits = usize::try_from(port.checked_ilog10().unwrap_or(0)).ok()? + 1;
+    Some(match name {
+        // No digit too many: the port has no leading zeros.
+        Cow::Borrowed(name) if authority.len() == name.len() + 1 + digits => Cow::Borrowed(authority),
+        name => Cow::Owned(format!("{name}:{port}")),
     })
 }
 
@@ -142,13 +184,17 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-/// A host in its one spelling: IPv6 literal, or registered name in lowercase.
-fn normal_name(name: &str) -> Option<String> {
+/// IPv6 literal, or registered name in lowercase.
+fn normal_name(name: &str) -> Option<Cow<'_, str>> {
     if let Some(literal) = name.strip_prefix('[') {
         let address: Ipv6Addr = literal.strip_suffix(']')?.parse().ok()?;
-        return Some(format!("[{address}]"));
+        return Some(Cow::Owned(format!("[{address}]")));
     }
-    (!name.is_empty() && is_registered_name(name)).then(|| name.to_ascii_lowercase())
+    if name.is_empty() || !is_registered_name(name) {
+        return None;
+    }
+    let lower = !name.bytes().any(|byte| byte.is_ascii_uppercase());
+    Some(if lower { Cow::Borrowed(name) } else { Cow::Owned(name.to_ascii_lowercase()) })
 }
 
 /// `*( unreserved / pct-encoded / sub-delims )` (RFC 3986 section 3.2.2).
