@@ -1,22 +1,38 @@
 //! The module's numbers.
 
+use super::purge::What;
+use super::tally::Tally;
 use crate::meter::{Counter, Counters, Gauge, Histogram, Meter};
 
-const REQUESTS: Meter =
-    Meter::new("cache_requests_total", "Requests, by what the cache did: hit, miss, collapsed, bypass, failed");
+const REQUESTS: Meter = Meter::new(
+    "cache_requests_total",
+    "Requests, by what the cache did: hit, stale, revalidated, miss, collapsed, bypass, failed",
+);
+const STALE: Meter = Meter::new(
+    "cache_stale_served_total",
+    "Stale responses served, by what permitted it: revalidate (while it is renewed), error (in place of one), request",
+);
+const REFRESHES: Meter =
+    Meter::new("cache_refreshes_total", "Fetches in the background that renew what was served stale");
+const PURGES: Meter = Meter::new("cache_purges_total", "Purges, by what they named: url, prefix, tag, everything");
 const FILLS: Meter = Meter::new("cache_fills_in_flight", "Responses being fetched or collected for the store");
 const WAITERS: Meter = Meter::new("cache_waiters", "Requests that wait for another request's response");
 const STORE_ERRORS: Meter = Meter::new("cache_store_errors_total", "Store operations that failed; each is a miss");
 const FILL_SECONDS: Meter =
     Meter::new("cache_fill_seconds", "Time from a request's forward to the end of its response's body, where stored");
 const ENTRIES: Meter = Meter::new("cache_entries", "Entries in the memory stores, expired ones included");
+const EVICTIONS: Meter = Meter::new("cache_evictions_total", "Entries that had to make room in the memory stores");
 const BYTES: Meter = Meter::new("cache_bytes", "Bytes in the memory stores: keys, fields, bodies and overhead");
 
-/// What the cache did with a request.
+/// What the cache did with a request: each has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Answered from the store.
+    /// Answered from the store, fresh.
     Hit,
+    /// Answered from the store although it had expired: count it with [`Metrics::stale`].
+    Stale,
+    /// Answered from the store after the inner service had confirmed it (304).
+    Revalidated,
     /// Looked up in vain and forwarded.
     Miss,
     /// Answered with the response to another request.
@@ -28,13 +44,34 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
+    pub(super) const COUNT: usize = Self::WORDS.len();
     /// In the order of the variants.
-    const WORDS: [&str; 5] = ["hit", "miss", "collapsed", "bypass", "failed"];
+    const WORDS: [&str; 7] = ["hit", "stale", "revalidated", "miss", "collapsed", "bypass", "failed"];
+}
+
+/// What permits a stale answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stale {
+    /// It is being renewed (RFC 5861 §3).
+    Revalidate,
+    /// There is none but an error (RFC 5861 §4).
+    Error,
+    /// The request asks for it (`max-stale`, RFC 9111 §5.2.1.2).
+    Request,
+}
+
+impl Stale {
+    /// In the order of the variants.
+    const WORDS: [&str; 3] = ["revalidate", "error", "request"];
 }
 
 /// One layer's handles.
 pub(super) struct Metrics {
-    requests: Counters<5>,
+    tally: Tally,
+    requests: Counters<{ Outcome::COUNT }>,
+    stale: Counters<3>,
+    purges: Counters<4>,
+    pub(super) refreshes: Counter,
     fills: Gauge,
     waiters: Gauge,
     pub(super) store_errors: Counter,
@@ -44,7 +81,11 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn new() -> Self {
         Self {
+            tally: Tally::new(),
             requests: Counters::new(REQUESTS, "outcome", Outcome::WORDS),
+            stale: Counters::new(STALE, "reason", Stale::WORDS),
+            purges: Counters::new(PURGES, "kind", ["url", "prefix", "tag", "everything"]),
+            refreshes: Counter::new(REFRESHES),
             fills: Gauge::new(FILLS),
             waiters: Gauge::new(WAITERS),
             store_errors: Counter::new(STORE_ERRORS),
@@ -53,7 +94,28 @@ impl Metrics {
     }
 
     pub(super) fn count(&self, outcome: Outcome) {
+        self.tally.count(outcome);
         self.requests.count(outcome as usize);
+    }
+
+    /// Counts a stale answer: the request, and why.
+    pub(super) fn stale(&self, why: Stale) {
+        self.count(Outcome::Stale);
+        self.stale.count(why as usize);
+    }
+
+    pub(super) fn purge(&self, what: &What) {
+        self.purges.count(match what {
+            What::Url(_) => 0,
+            What::Prefix(_) => 1,
+            What::Tag(_) => 2,
+            What::Everything => 3,
+        });
+    }
+
+    /// The requests so far.
+    pub(super) fn counted(&self, outcome: Outcome) -> u64 {
+        self.tally.counted(outcome)
     }
 
     pub(super) fn fill_began(&self) {
@@ -77,10 +139,11 @@ impl Metrics {
 pub(super) struct Usage {
     pub(super) entries: Gauge,
     pub(super) bytes: Gauge,
+    pub(super) evictions: Counter,
 }
 
 impl Usage {
     pub(super) fn new() -> Self {
-        Self { entries: Gauge::new(ENTRIES), bytes: Gauge::new(BYTES) }
+        Self { entries: Gauge::new(ENTRIES), bytes: Gauge::new(BYTES), evictions: Counter::new(EVICTIONS) }
     }
 }
