@@ -1,34 +1,41 @@
 //! Who still wants what a fetch brings, and when nobody has for a while.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use super::wakers::Watched;
 
 /// Futures that wait for a fetch, and bodies that read it.
+pub(super) type Audience = Watched<Presence>;
+
 #[derive(Default)]
-pub(super) struct Audience {
-    listeners: AtomicUsize,
-    left: Notify,
+pub(super) struct Presence {
+    listeners: usize,
+    /// How often the last listener has left.
+    departures: u64,
+}
+
+impl Presence {
+    /// Where nobody is there: how often the last has left.
+    pub(super) fn empty(&self) -> Option<u64> {
+        (self.listeners == 0).then_some(self.departures)
+    }
 }
 
 impl Audience {
     pub(super) fn listen(self: &Arc<Self>) -> Listener {
-        self.listeners.fetch_add(1, Ordering::Relaxed);
+        self.adjust(|presence| presence.listeners += 1);
         Listener(self.clone())
     }
 
     /// Ends when nobody has listened for `patience`.
-    pub(super) async fn abandoned_for(&self, patience: Duration) {
+    pub(super) async fn abandoned_for(self: &Arc<Self>, patience: Duration) {
+        let mut watcher = self.watch();
         loop {
-            let left = self.left.notified();
-            if self.listeners.load(Ordering::Relaxed) > 0 {
-                left.await;
-                continue;
-            }
-            // Whoever came and left meanwhile has woken this: the patience begins again.
-            if tokio::time::timeout(patience, left).await.is_err() && self.listeners.load(Ordering::Relaxed) == 0 {
+            let since = watcher.find(Presence::empty).await;
+            // Whoever comes and leaves meanwhile begins the patience again.
+            let again = watcher.find(|presence| (presence.departures != since).then_some(()));
+            if tokio::time::timeout(patience, again).await.is_err() && self.look(Presence::empty) == Some(since) {
                 return;
             }
         }
@@ -38,17 +45,16 @@ impl Audience {
 /// One of an [`Audience`].
 pub(super) struct Listener(Arc<Audience>);
 
-impl Listener {
-    pub(super) fn another(&self) -> Self {
-        self.0.listen()
-    }
-}
-
 impl Drop for Listener {
     fn drop(&mut self) {
-        if self.0.listeners.fetch_sub(1, Ordering::Relaxed) == 1 {
-            // All who wait: a fetch waits with more than one patience.
-            self.0.left.notify_waiters();
+        let last = self.0.adjust(|presence| {
+            presence.listeners -= 1;
+            let last = presence.listeners == 0;
+            presence.departures += u64::from(last);
+            last
+        });
+        if last {
+            self.0.wake();
         }
     }
 }

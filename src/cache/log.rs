@@ -3,11 +3,15 @@
 //! It ends in [`End::Complete`] or [`End::Cut`]; a writer that goes away without a word has cut it. So no reader ever
 //! takes a part for the whole.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
+
+use super::block;
+use super::wakers::{Watched, Watcher};
 
 /// What one chunk costs beside its bytes.
 const CHUNK_OVERHEAD: usize = 64;
@@ -17,6 +21,12 @@ const SMALL_CHUNK: usize = 1024;
 /// The most that a body of `length` bytes costs, however it is cut: no two neighbours are small.
 pub(super) fn cost_of(length: usize) -> usize {
     length.saturating_add((length / SMALL_CHUNK * 2 + 1) * CHUNK_OVERHEAD)
+}
+
+/// The longest body of which even the worst cut costs no more than `budget`.
+pub(super) fn longest(budget: usize) -> usize {
+    let most = budget.saturating_sub(CHUNK_OVERHEAD);
+    most / (SMALL_CHUNK + 2 * CHUNK_OVERHEAD) * SMALL_CHUNK
 }
 
 /// Bytes that all unfinished copies together may hold.
@@ -79,14 +89,13 @@ pub(super) enum End {
 }
 
 /// The readers' side.
-pub(super) struct Log(Mutex<State>);
+pub(super) type Log = Watched<State>;
 
-struct State {
+#[derive(Default)]
+pub(super) struct State {
     /// Each with the number of bytes before it.
     chunks: Vec<(usize, Bytes)>,
     end: Option<End>,
-    readers: Vec<Option<Waker>>,
-    free: Vec<usize>,
     /// Set where the log is cut: from then on the readers alone keep the bytes.
     reserved: Option<Reservation>,
 }
@@ -108,21 +117,9 @@ impl State {
         let read = at - start;
         (read < chunk.len()).then(|| chunk.slice(read..))
     }
-}
 
-impl Log {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the log, then wakes every reader, outside the lock.
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let wakers: Vec<Waker> = {
-            let mut state = self.lock();
-            change(&mut state);
-            state.readers.iter_mut().filter_map(Option::take).collect()
-        };
-        wakers.into_iter().for_each(Waker::wake);
+    fn next(&self, at: usize) -> Option<Next> {
+        self.beyond(at).map(Next::Chunk).or_else(|| self.end.map(Next::End))
     }
 }
 
@@ -137,8 +134,7 @@ pub(super) struct Writer {
 impl Writer {
     /// A log of at most `cap` bytes, which may grow beyond `reservation` while the budget lasts.
     pub(super) fn new(reservation: Reservation, cap: usize) -> Self {
-        let state = State { chunks: Vec::new(), end: None, readers: Vec::new(), free: Vec::new(), reserved: None };
-        Self { log: Arc::new(Log(Mutex::new(state))), length: 0, cap, reservation: Some(reservation) }
+        Self { log: Arc::default(), length: 0, cap, reservation: Some(reservation) }
     }
 
     pub(super) fn log(&self) -> &Arc<Log> {
@@ -165,15 +161,12 @@ impl Writer {
     /// The whole body, in one piece that owns exactly its bytes, and the log's end. From here on readers share that
     /// piece with the store: however slow they are, they hold no part of the budget.
     pub(super) fn complete(mut self) -> Bytes {
-        let mut body = Vec::with_capacity(self.length);
-        for (_, chunk) in &self.log.lock().chunks {
-            body.extend_from_slice(chunk);
-        }
-        let body = Bytes::from(body);
+        let body = self.log.look(|state| block::copy(self.length, state.chunks.iter().map(|(_, chunk)| chunk)));
         if self.reservation.take().is_some() {
-            self.log.change(|state| {
-                state.chunks = vec![(0, body.clone())];
+            let whole = vec![(0, body.clone())];
+            let _parts = self.log.change(|state| {
                 state.end = Some(End::Complete);
+                std::mem::replace(&mut state.chunks, whole)
             });
         }
         body
@@ -207,56 +200,34 @@ pub(super) enum Next {
 
 /// One reader, from the first chunk on.
 pub(super) struct Reader {
-    log: Arc<Log>,
+    log: Watcher<State>,
     /// Bytes read.
     at: usize,
-    slot: usize,
 }
 
 impl Reader {
     pub(super) fn new(log: &Arc<Log>) -> Self {
-        let slot = {
-            let mut state = log.lock();
-            state.free.pop().unwrap_or_else(|| {
-                state.readers.push(None);
-                state.readers.len() - 1
-            })
-        };
-        Self { log: log.clone(), at: 0, slot }
+        Self { log: log.watch(), at: 0 }
+    }
+
+    /// A reader of what comes from the part's start on.
+    pub(super) fn starting_at(log: &Arc<Log>, part: &Range<u64>) -> Self {
+        let mut reader = Self::new(log);
+        reader.at = usize::try_from(part.start).unwrap_or(usize::MAX);
+        reader
     }
 
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let mut state = self.log.lock();
-        if let Some(chunk) = state.beyond(self.at) {
+        let next = self.log.poll(cx, |state| state.next(self.at));
+        if let Poll::Ready(Next::Chunk(chunk)) = &next {
             self.at += chunk.len();
-            return Poll::Ready(Next::Chunk(chunk));
         }
-        if let Some(end) = state.end {
-            return Poll::Ready(Next::End(end));
-        }
-        if let Some(waker) = state.readers.get_mut(self.slot) {
-            match waker {
-                Some(known) if known.will_wake(cx.waker()) => {}
-                _ => *waker = Some(cx.waker().clone()),
-            }
-        }
-        Poll::Pending
+        next
     }
 
     /// Whether everything has been read, and it was all.
     pub(super) fn is_complete(&self) -> bool {
-        let state = self.log.lock();
-        state.end == Some(End::Complete) && state.beyond(self.at).is_none()
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let mut state = self.log.lock();
-        if let Some(waker) = state.readers.get_mut(self.slot) {
-            *waker = None;
-        }
-        state.free.push(self.slot);
+        self.log.look(|state| state.next(self.at) == Some(Next::End(End::Complete)))
     }
 }
 
@@ -324,7 +295,7 @@ mod tests {
                 assert!(matches!(next(&mut reader), Some(Next::Chunk(_))));
             }
         }
-        assert!(writer.log().lock().chunks.len() <= 10);
+        assert!(writer.log().look(|state| state.chunks.len()) <= 10);
         assert_eq!(writer.complete().len(), length);
     }
 
@@ -343,6 +314,15 @@ mod tests {
         assert!(budget.used() >= 100, "a reader keeps the bytes");
         drop(late);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn the_longest_body_fits_and_little_room_is_lost() {
+        for budget in [0, 63, 64, 2000, 100_000, 12_345_678] {
+            let longest = longest(budget);
+            assert!(longest == 0 || cost_of(longest) <= budget, "{budget}");
+            assert!(cost_of(longest + 2 * SMALL_CHUNK) > budget, "{budget}");
+        }
     }
 
     proptest! {
