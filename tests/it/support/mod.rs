@@ -1,7 +1,8 @@
 //! What the tests share.
 
+pub(crate) mod example;
 pub(crate) mod inner;
-pub(crate) mod quickstart;
+pub(crate) mod origin;
 pub(crate) mod redis_server;
 
 use std::future::Future;

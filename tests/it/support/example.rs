@@ -1,4 +1,4 @@
-//! The quickstart example as a real process, and a small HTTP client for it.
+//! An example as a real process, and a small HTTP client for it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-/// A running quickstart; dropping it kills it.
-pub(crate) struct Quickstart {
+/// A running example; dropping it kills it.
+pub(crate) struct Example {
     child: Child,
     pub(crate) address: SocketAddr,
-    client: Client<HttpConnector, Empty<Bytes>>,
+    client: Client<HttpConnector, Full<Bytes>>,
 }
 
 /// One answer and how long it took.
@@ -35,38 +35,42 @@ impl Answer {
     }
 }
 
-fn command(environment: &[(&str, &str)]) -> Command {
+fn command(name: &str, environment: &[(&str, &str)]) -> Command {
     let test = std::env::current_exe().expect("the test binary has a path");
     let target = test.ancestors().nth(2).expect("target/<profile>/deps/it");
-    let program: PathBuf = target.join("examples").join("quickstart");
+    let program: PathBuf = target.join("examples").join(name);
     assert!(program.exists(), "the example is not built: run `cargo test --features full`, which builds it");
     let mut command = Command::new(program);
-    for name in ["REDIS_URL", "RATE_LIMIT", "TRUSTED_PROXIES", "OFFLOAD_THREADS", "RUST_LOG"] {
+    let settings = ["REDIS_URL", "RATE_LIMIT", "TRUSTED_PROXIES", "OFFLOAD_THREADS", "RUST_LOG"];
+    for name in settings.into_iter().chain(["UPSTREAM", "UPSTREAM_TIMEOUT", "POLICY"]) {
         command.env_remove(name);
     }
     command.env("ADDR", "127.0.0.1:0").envs(environment.iter().copied()).stdin(Stdio::null());
     command
 }
 
-/// Runs the quickstart where it is expected to give up by itself.
-pub(crate) fn run_to_end(environment: &[(&str, &str)]) -> Output {
+/// Runs an example where it is expected to give up by itself.
+pub(crate) fn run_to_end(name: &str, environment: &[(&str, &str)]) -> Output {
     let mut child =
-        command(environment).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the example starts");
+        command(name, environment).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the example starts");
     let deadline = Instant::now() + Duration::from_secs(10);
     while child.try_wait().expect("a child can be asked").is_none() {
         if Instant::now() > deadline {
             let _ = child.kill();
-            panic!("the quickstart went on with {environment:?}");
+            panic!("{name} went on with {environment:?}");
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     child.wait_with_output().expect("its output")
 }
 
-impl Quickstart {
-    pub(crate) fn start(environment: &[(&str, &str)]) -> Self {
-        let mut child =
-            command(environment).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the example starts");
+impl Example {
+    pub(crate) fn start(name: &str, environment: &[(&str, &str)]) -> Self {
+        let mut child = command(name, environment)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the example starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         lines.read_line(&mut line).expect("a first line");
@@ -83,12 +87,22 @@ impl Quickstart {
     }
 
     pub(crate) async fn try_get(&self, path: &str, headers: &[(&str, &[u8])]) -> Result<Answer, String> {
+        self.send("GET", path, headers, "").await
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &[u8])],
+        body: &'static str,
+    ) -> Result<Answer, String> {
         let started = Instant::now();
-        let mut request = Request::get(format!("http://{}{path}", self.address));
+        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+        let request = request.body(Full::from(body)).map_err(|error| error.to_string())?;
         let answer = async {
             let response = self.client.request(request).await.map_err(|error| format!("{error:?}"))?;
             let (parts, body) = response.into_parts();
@@ -117,7 +131,7 @@ impl Quickstart {
     }
 }
 
-impl Drop for Quickstart {
+impl Drop for Example {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
