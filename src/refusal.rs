@@ -22,6 +22,7 @@
 //! | `queue_full` | 503 | `…http-problem-types#temporary-reduced-capacity` | 14 `UNAVAILABLE` |
 //! | `pool_closed` | 503 | `…http-problem-types#temporary-reduced-capacity` | 14 `UNAVAILABLE` |
 //! | `fill_failed` | 502 | `about:blank` | 14 `UNAVAILABLE` |
+//! | `not_stored` | 504 | `about:blank` | 14 `UNAVAILABLE` |
 //!
 //! ```
 //! use bytes::Bytes;
@@ -68,6 +69,8 @@ pub enum Reason {
     PoolClosed,
     /// The shared request that this one waited for failed (502).
     FillFailed,
+    /// The request asked for a stored response only, and there is none (504).
+    NotStored,
 }
 
 impl Reason {
@@ -80,6 +83,7 @@ impl Reason {
             Self::QueueFull => "queue_full",
             Self::PoolClosed => "pool_closed",
             Self::FillFailed => "fill_failed",
+            Self::NotStored => "not_stored",
         }
     }
 
@@ -91,6 +95,7 @@ impl Reason {
             Self::PeerUnknown => StatusCode::INTERNAL_SERVER_ERROR,
             Self::QueueFull | Self::PoolClosed => StatusCode::SERVICE_UNAVAILABLE,
             Self::FillFailed => StatusCode::BAD_GATEWAY,
+            Self::NotStored => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -100,7 +105,7 @@ impl Reason {
             Self::QueueFull | Self::PoolClosed => {
                 "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
             }
-            Self::PeerUnknown | Self::FillFailed => "about:blank",
+            Self::PeerUnknown | Self::FillFailed | Self::NotStored => "about:blank",
         }
     }
 
@@ -111,6 +116,7 @@ impl Reason {
             Self::QueueFull => "The server is busy; retry after the given time.",
             Self::PoolClosed => "The server is shutting down.",
             Self::FillFailed => "The request that this one waited for failed.",
+            Self::NotStored => "No stored response, and the request asks for nothing else.",
         }
     }
 
@@ -118,7 +124,7 @@ impl Reason {
         match self {
             Self::QuotaExceeded => "8",
             Self::PeerUnknown => "13",
-            Self::QueueFull | Self::PoolClosed | Self::FillFailed => "14",
+            Self::QueueFull | Self::PoolClosed | Self::FillFailed | Self::NotStored => "14",
         }
     }
 

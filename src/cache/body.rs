@@ -1,6 +1,7 @@
 //! The layer's response body, and its error.
 
 use std::fmt;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -81,6 +82,8 @@ struct Shared<B> {
     reader: Reader,
     handover: Option<oneshot::Receiver<Handover<B>>>,
     left: Option<u64>,
+    /// The body goes on beyond what is left.
+    is_part: bool,
     _listener: Listener,
 }
 
@@ -100,13 +103,26 @@ impl<B> ResponseBody<B> {
         length: Option<u64>,
         listener: Listener,
     ) -> Self {
-        let shared = Shared { reader, handover: Some(handover), left: length, _listener: listener };
+        let shared = Shared { reader, handover: Some(handover), left: length, is_part: false, _listener: listener };
         Self { source: Source::Shared { shared } }
     }
 
     /// For those who share its response.
     pub(super) fn following(reader: Reader, length: Option<u64>, listener: Listener) -> Self {
-        Self { source: Source::Shared { shared: Shared { reader, handover: None, left: length, _listener: listener } } }
+        Self {
+            source: Source::Shared {
+                shared: Shared { reader, handover: None, left: length, is_part: false, _listener: listener },
+            },
+        }
+    }
+}
+
+impl<B> ResponseBody<B> {
+    /// For one who asked for a part, which `reader` starts at.
+    pub(super) fn part(reader: Reader, part: &Range<u64>, listener: Listener) -> Self {
+        let left = Some(part.end.saturating_sub(part.start));
+        let shared = Shared { reader, handover: None, left, is_part: true, _listener: listener };
+        Self { source: Source::Shared { shared } }
     }
 }
 
@@ -117,8 +133,14 @@ enum Read<B> {
 
 impl<B> Shared<B> {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Read<B>> {
+        if self.is_part && self.left == Some(0) {
+            return Poll::Ready(Read::Frame(None));
+        }
         Poll::Ready(match ready!(self.reader.poll_next(cx)) {
-            Next::Chunk(chunk) => {
+            Next::Chunk(mut chunk) => {
+                if self.is_part {
+                    chunk.truncate(self.left.and_then(|left| usize::try_from(left).ok()).unwrap_or(usize::MAX));
+                }
                 self.left = self.left.map(|left| left.saturating_sub(chunk.len() as u64));
                 Read::Frame(Some(Ok(Frame::data(chunk))))
             }
@@ -132,7 +154,7 @@ impl<B> Shared<B> {
 
     fn is_end_stream(&self) -> bool {
         // The forwarded request may still get trailers, which only another poll can tell.
-        self.handover.is_none() && self.reader.is_complete()
+        self.handover.is_none() && (self.reader.is_complete() || self.is_part && self.left == Some(0))
     }
 }
 

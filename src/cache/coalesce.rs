@@ -1,28 +1,33 @@
 //! The way of a request that was not answered from the store at once: look, then lead, follow, or go alone.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tower_service::Service;
 
 use super::body::{BoxError, ResponseBody};
-use super::fill::{Case, Fill, Place, Plan, settle};
-use super::flight::{Join, Phase, Seat, Stream, Ticket};
+use super::case::{Case, Counted, Verdict};
+use super::fill::{Answer, BODY_PATIENCE, Fill, Place, settle};
+use super::flight::{Join, Landed, Phase, Seat, Stream, Ticket, Variant};
 use super::layer::Fetching;
 use super::log::Reader;
 use super::lookup::{Found, Got, Miss, Search};
+use super::markers;
 use super::metrics::Outcome;
+use super::plan::{Manner, Plan, present};
+use super::purge::Purged;
+use super::refresh;
 use super::status::{self, Forward, Mark};
 use super::store::Reply;
+use super::update::Held;
 use super::vary::Known;
 use crate::ready::CallWhenReady;
 use crate::refusal::{Caller, Reason, Refusal};
-use crate::scope::Scope;
 
 /// How long a request waits for another's response before it goes alone.
 const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -32,24 +37,15 @@ const MAX_ROUNDS: usize = 8;
 /// Where a request goes next.
 enum Turn<B> {
     Answer(Response<ResponseBody<B>>),
+    /// Answered, with something to renew.
+    Renew(Response<ResponseBody<B>>, Miss),
     Lead(Seat, Miss),
-    Alone(Alone),
+    /// Alone; its response may be stored.
+    Alone(Miss),
+    /// Alone, as it came.
+    Pass(Forward),
     /// The URL's responses vary, by this: what was looked for is another's.
     Again(Option<Known>),
-}
-
-/// How a request goes alone.
-struct Alone {
-    forward: Forward,
-    /// Its response may be stored.
-    storing: bool,
-    known: Option<Known>,
-}
-
-impl Alone {
-    fn passing(forward: Forward) -> Self {
-        Self { forward, storing: false, known: None }
-    }
 }
 
 /// How far the first lookup has come.
@@ -58,8 +54,8 @@ pub(super) enum Looked {
     Not,
     /// The store has been asked.
     Asked(Search, Reply<Got>),
-    /// In vain.
-    Missed(Miss),
+    /// Through.
+    Found(Found),
 }
 
 /// What a request remembers between its rounds.
@@ -94,36 +90,28 @@ where
         way.known = known;
         turn = next(&case, &mut parts, &mut way).await;
     }
-    let alone = match turn {
+    let miss = match turn {
         Turn::Answer(response) => return Ok(response),
-        Turn::Again(_) => Alone::passing(Forward::UriMiss),
-        Turn::Alone(alone) => alone,
+        Turn::Renew(response, miss) => {
+            refresh::begin(case, inner, parts, body, miss);
+            return Ok(response);
+        }
+        Turn::Pass(forward) => return pass(&case, inner, Request::from_parts(parts, body), forward).await,
+        Turn::Again(_) => return pass(&case, inner, Request::from_parts(parts, body), Forward::UriMiss).await,
+        Turn::Alone(miss) => miss,
         Turn::Lead(seat, miss) => {
             let Some((place, runtime)) = Place::take(&case.shared).zip(Handle::try_current().ok()) else {
                 seat.release();
-                return forward(
-                    case,
-                    inner,
-                    Request::from_parts(parts, body),
-                    Alone::passing(miss.forward),
-                    way.writable,
-                )
-                .await;
+                return pass(&case, inner, Request::from_parts(parts, body), miss.forward).await;
             };
-            let plan = Plan::new(
-                case.clone(),
-                &parts.headers,
-                Scope::capture(&parts.extensions),
-                miss.forward,
-                miss.known,
-                way.writable,
-            );
-            Fetching::note(&case.shared, &mut parts.extensions);
+            let spare = Spare::new(&case, &parts, &miss);
+            let plan = Plan::new(case, &mut parts, miss, Manner::Shared, way.writable);
+            Fetching::note(&plan.case.shared, &mut parts.extensions);
             let request = Request::from_parts(parts, body);
-            return lead(&case, Fill { plan, seat, place, inner, request }, &runtime).await;
+            return lead(spare, Fill { plan, seat, place, inner, request }, &runtime).await;
         }
     };
-    forward(case, inner, Request::from_parts(parts, body), alone, way.writable).await
+    alone(case, inner, parts, body, miss, way.writable).await
 }
 
 async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
@@ -131,57 +119,77 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         Ok(miss) => miss,
         Err(turn) => return turn,
     };
-    if !case.asked.may_share() {
-        let alone = Alone { forward: miss.forward, storing: !case.asked.head, known: miss.known };
-        return Turn::Alone(alone);
+    if case.asked.control.as_ref().is_some_and(|control| control.only_if_cached) {
+        case.shared.count(Outcome::Failed);
+        return Turn::Answer(refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored));
     }
-    match case.shared.flights.join(&miss.key, &case.primary, miss.seen) {
+    if case.asked.range && miss.held.own.is_none() && !case.config.policy.store_partial {
+        return Turn::Pass(miss.forward);
+    }
+    if !may_share(case, &miss) || Handle::try_current().is_err() {
+        return Turn::Alone(miss);
+    }
+    let shared = &case.shared;
+    match shared.flights.join(&miss.key, &case.primary, miss.seen, shared.purges.epoch()) {
         Join::Lead(seat) => Turn::Lead(seat, miss),
         Join::Wait(ticket) => {
             let deadline = *way.deadline.get_or_insert_with(|| Instant::now() + MAX_WAIT);
             follow(case, ticket, parts, miss, deadline).await
         }
-        Join::Unshared => Turn::Alone(Alone { forward: miss.forward, storing: true, known: miss.known }),
+        Join::Unshared => Turn::Alone(miss),
         Join::LookAgain => Turn::Again(None),
-        Join::Full => Turn::Alone(Alone::passing(miss.forward)),
+        Join::Full => Turn::Pass(miss.forward),
     }
+}
+
+/// Whether the request may fetch for others, and take what others fetch. With credentials only where the key's last
+/// response permitted that; with a range only where the whole is known to be small enough to be stored.
+fn may_share(case: &Case, miss: &Miss) -> bool {
+    let permitted = || {
+        miss.held.own.as_ref().is_some_and(|own| own.head.shared)
+            || case.shared.flights.markers.holds(&miss.key, markers::Mark::Permitted, Instant::now())
+    };
+    !case.asked.head
+        && (!case.asked.range || miss.held.own.is_some())
+        && miss.forward != Forward::Request
+        && (!case.asked.credentials || permitted())
 }
 
 /// Asks the store.
 async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, Turn<B>> {
     let store = &*case.shared.store;
     let sources = case.sources(&parts.headers);
+    let now = || case.now();
     let search = match (std::mem::replace(&mut way.looked, Looked::Not), way.known.take()) {
-        (Looked::Missed(miss), _) => return Ok(miss),
+        (Looked::Found(found), _) => Err(found),
         (Looked::Asked(search, step), _) => Ok(Err((search, step))),
         (Looked::Not, None) => Ok(Ok(Search::new(sources))),
         (Looked::Not, Some(known)) => Search::at_variant(sources, known).map(Ok),
     };
     let found = match search {
         Err(found) => Ok(found),
-        Ok(Err((search, step))) => search.later(sources, step).await,
+        Ok(Err((search, step))) => search.later(sources, step, now).await,
         Ok(Ok(search)) if !way.writable || store.is_spent(&parts.extensions) => {
             way.writable = false;
             Ok(Found::Miss(search.miss(sources, Forward::UriMiss)))
         }
-        Ok(Ok(search)) => match search.now(sources, SystemTime::now()) {
+        Ok(Ok(search)) => match search.now(sources, now()) {
             Ok(found) => Ok(found),
-            Err((search, step)) => search.later(sources, step).await,
+            Err((search, step)) => search.later(sources, step, now).await,
         },
     };
     match found {
         Ok(Found::Miss(miss)) => Ok(miss),
-        Ok(Found::NoKey) => Err(Turn::Alone(Alone::passing(Forward::Bypass))),
-        Ok(Found::Hit(entry, known)) => {
-            Err(match case.shared.answer(case.asked, &parts.method, &parts.headers, &entry, SystemTime::now()) {
-                Some(response) => Turn::Answer(response),
-                None => Turn::Alone(Alone { forward: Forward::Request, storing: !case.asked.head, known }),
-            })
-        }
-        Err((trouble, miss)) => {
+        Ok(Found::NoKey) => Err(Turn::Pass(Forward::Bypass)),
+        Ok(Found::Entry(entry, search)) => match case.decide(&parts.headers, entry, &search, now()) {
+            Verdict::Answer(response) => Err(Turn::Answer(response)),
+            Verdict::Renew(response, miss) => Err(Turn::Renew(response, miss)),
+            Verdict::Fetch(miss) => Ok(miss),
+        },
+        Err((failure, miss)) => {
             case.shared.metrics.store_errors.increment(1);
             way.writable = false;
-            if trouble.timed_out {
+            if failure.timed_out {
                 store.mark_spent(&mut parts.extensions);
             }
             Ok(miss)
@@ -191,70 +199,138 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
 
 /// Waits for another request's response.
 async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, mut deadline: Instant) -> Turn<B> {
+    let patience = case.config.fetch_timeout.map(|timeout| Instant::now() + timeout);
+    let mut stale_by = patience.filter(|_| miss.held.own.is_some());
     loop {
-        let phase = ticket.phase();
-        if let Phase::Streaming(stream) | Phase::Complete(stream, _) = &phase
-            && !stream.head.is_fresh(SystemTime::now())
-        {
-            return Turn::Alone(Alone::passing(Forward::Stale));
-        }
-        match phase {
+        match ticket.phase() {
             Phase::Running => {}
             Phase::Vacant => {
+                if let Some(stale) = rescued(case, parts, &miss) {
+                    return Turn::Answer(stale);
+                }
                 if let Some(seat) = ticket.claim() {
                     return Turn::Lead(seat, miss);
                 }
             }
             Phase::Streaming(stream) => {
-                if let Some(known) = mismatch(case, &stream, parts) {
-                    return Turn::Again(Some(known));
+                if let Some(turn) = unfit(case, &stream.head, stream.variant.as_ref(), stream.voided, parts) {
+                    return turn;
                 }
                 if stream.length.is_some() {
-                    let body = ResponseBody::following(Reader::new(&stream.log), stream.length, ticket.listener());
-                    return collapsed(case, stream.head.response(SystemTime::now(), body), &miss);
+                    return Turn::Answer(join_stream(case, &stream, &ticket, &parts.headers, &miss));
                 }
                 deadline = deadline.min(stream.since + MAX_WAIT);
             }
-            Phase::Complete(stream, entry) => {
-                if let Some(known) = mismatch(case, &stream, parts) {
-                    return Turn::Again(Some(known));
+            Phase::Complete(landed) => {
+                let Landed { entry, variant, voided } = &*landed;
+                if let Some(turn) = unfit(case, &entry.head, variant.as_ref(), *voided, parts) {
+                    return turn;
                 }
-                let body = ResponseBody::own(entry.body.clone());
-                return collapsed(case, entry.head.response(SystemTime::now(), body), &miss);
+                let response = entry.answer(case.asked.head, &parts.headers, case.now()).map(ResponseBody::own);
+                return Turn::Answer(collapsed(case, response, &miss));
             }
-            Phase::Released => return Turn::Alone(Alone::passing(miss.forward)),
-            Phase::Failed => return Turn::Answer(refuse(case, parts, miss.forward)),
+            Phase::Released => return Turn::Pass(miss.forward),
+            Phase::Failed => {
+                let caller = Caller::of_parts(&parts.headers, &parts.extensions);
+                return Turn::Answer(match rescued(case, parts, &miss) {
+                    Some(stale) => stale,
+                    None => {
+                        case.shared.count(Outcome::Failed);
+                        let mut response = refuse(case, caller, Reason::FillFailed);
+                        status::forwarded(response.headers_mut(), miss.forward, None, Mark::Collapsed);
+                        response
+                    }
+                });
+            }
         }
-        if !ticket.changed_by(deadline).await {
-            return Turn::Alone(Alone::passing(miss.forward));
+        if ticket.changed_by(stale_by.map_or(deadline, |by| by.min(deadline))).await {
+            continue;
+        }
+        match stale_by.take().and_then(|_| rescued(case, parts, &miss)) {
+            Some(stale) => return Turn::Answer(stale),
+            None if Instant::now() >= deadline => return Turn::Pass(miss.forward),
+            None => {}
         }
     }
 }
 
-/// What the response varies by, if that makes it another's.
-fn mismatch(case: &Case, stream: &Stream, parts: &Parts) -> Option<Known> {
-    let (spec, key) = stream.variant.as_ref()?;
-    let other = spec.key(&case.primary, &parts.headers).as_ref() != Some(key);
-    other.then(|| Known { spec: spec.clone(), voided: stream.voided })
+fn rescued<B>(case: &Case, parts: &Parts, miss: &Miss) -> Option<Response<ResponseBody<B>>> {
+    let stale = case.rescue(&parts.headers, &miss.held, miss.forward, None)?;
+    case.shared.count(Outcome::Stale);
+    Some(stale)
 }
 
-fn collapsed<B>(case: &Case, mut response: Response<ResponseBody<B>>, miss: &Miss) -> Turn<B> {
+/// Where a request goes that may not use another's response after all.
+fn unfit<B>(
+    case: &Case,
+    head: &super::entry::Head,
+    variant: Option<&Variant>,
+    voided: u64,
+    parts: &Parts,
+) -> Option<Turn<B>> {
+    if !head.is_fresh(case.now()) {
+        return Some(Turn::Pass(Forward::Stale));
+    }
+    if case.shared.purges.verdict(head.stamp, &case.primary, &head.tags) != Purged::No {
+        return Some(Turn::Again(None));
+    }
+    if case.asked.credentials && !head.shared {
+        return Some(Turn::Pass(Forward::Request));
+    }
+    let (spec, key) = variant?;
+    let other = spec.key(&case.config.intake, &case.primary, &parts.headers).as_ref() != Some(key);
+    other.then(|| Turn::Again(Some(Known { spec: spec.clone(), voided })))
+}
+
+fn join_stream<B>(
+    case: &Case,
+    stream: &Stream,
+    ticket: &Ticket,
+    request: &HeaderMap,
+    miss: &Miss,
+) -> Response<ResponseBody<B>> {
+    let now = case.now();
+    let response = present(stream, request, ticket.audience(), now).unwrap_or_else(|| {
+        let body = ResponseBody::following(Reader::new(&stream.log), stream.length, ticket.audience().listen());
+        stream.head.response(now, body)
+    });
+    collapsed(case, response, miss)
+}
+
+fn collapsed<B>(case: &Case, mut response: Response<ResponseBody<B>>, miss: &Miss) -> Response<ResponseBody<B>> {
     case.shared.metrics.count(Outcome::Collapsed);
-    status::forwarded(response.headers_mut(), miss.forward, Mark::Collapsed);
-    Turn::Answer(response)
+    status::forwarded(response.headers_mut(), miss.forward, None, Mark::Collapsed);
+    response
 }
 
-fn refuse<B>(case: &Case, parts: &Parts, forward: Forward) -> Response<ResponseBody<B>> {
-    case.shared.metrics.count(Outcome::Failed);
-    let caller = Caller::of_parts(&parts.headers, &parts.extensions);
-    let mut response = case.config.refuse.respond(&Refusal::new(Reason::FillFailed, caller));
-    status::forwarded(response.headers_mut(), forward, Mark::Collapsed);
-    response.map(ResponseBody::own)
+fn refuse<B>(case: &Case, caller: Caller, reason: Reason) -> Response<ResponseBody<B>> {
+    case.config.refuse.respond(&Refusal::new(reason, caller)).map(ResponseBody::own)
+}
+
+/// What a leader needs to answer its client without the fetch.
+struct Spare {
+    case: Case,
+    caller: Caller,
+    request: HeaderMap,
+    held: Held,
+    forward: Forward,
+}
+
+impl Spare {
+    fn new(case: &Case, parts: &Parts, miss: &Miss) -> Self {
+        let request = if miss.held.own.is_some() { parts.headers.clone() } else { HeaderMap::new() };
+        let caller = Caller::of_parts(&parts.headers, &parts.extensions);
+        Self { case: case.clone(), caller, request, held: miss.held.clone(), forward: miss.forward }
+    }
+
+    fn rescue<B>(&self) -> Option<Response<ResponseBody<B>>> {
+        self.case.rescue(&self.request, &self.held, self.forward, None)
+    }
 }
 
 /// Runs the fetch for everybody, and returns what this request gets of it.
 async fn lead<S, B, ResBody>(
-    case: &Case,
+    spare: Spare,
     fill: Fill<S, B>,
     runtime: &Handle,
 ) -> Result<Response<ResponseBody<ResBody>>, S::Error>
@@ -266,26 +342,56 @@ where
     ResBody: Body<Data = Bytes> + Send + 'static,
     ResBody::Error: Into<BoxError>,
 {
-    case.shared.metrics.count(Outcome::Miss);
-    let caller = Caller::of(&fill.request);
-    let _listener = fill.seat.audience().listen();
-    let (answer, task) = fill.start(runtime);
-    if let Ok(answer) = answer.await {
-        return answer;
+    let mut counted = Counted::new(&spare.case.shared);
+    let listener = fill.seat.audience().listen();
+    let (mut answer, task) = fill.start(runtime);
+    let in_time = match spare.case.config.fetch_timeout.filter(|_| spare.held.own.is_some()) {
+        None => None,
+        Some(timeout) => tokio::time::timeout(timeout, &mut answer).await.ok(),
+    };
+    if in_time.is_none()
+        && spare.case.config.fetch_timeout.is_some()
+        && let Some(stale) = spare.rescue()
+    {
+        // The fetch goes on, as one in the background does.
+        runtime.spawn(async move {
+            let _ = tokio::time::timeout(BODY_PATIENCE, answer).await;
+            drop(listener);
+        });
+        counted.outcome = Outcome::Stale;
+        return Ok(stale);
     }
-    match task.await {
+    let answered = match in_time {
+        Some(answered) => answered,
+        None => answer.await,
+    };
+    let (outcome, answer) = match answered {
+        Ok(answer) => answer,
+        Err(_) => fallen(&spare, task).await,
+    };
+    counted.outcome = outcome;
+    answer
+}
+
+/// The fetch has panicked, or the runtime is shutting down.
+async fn fallen<B, E>(spare: &Spare, task: tokio::task::JoinHandle<()>) -> Answer<B, E> {
+    let ended = task.await;
+    if let Some(stale) = spare.rescue() {
+        return (Outcome::Stale, Ok(stale));
+    }
+    match ended {
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime is shutting down.
-        _ => Ok(case.config.refuse.respond(&Refusal::new(Reason::FillFailed, caller)).map(ResponseBody::own)),
+        _ => (Outcome::Failed, Ok(refuse(&spare.case, spare.caller.clone(), Reason::FillFailed))),
     }
 }
 
-/// Forwards a request in its own task, as if there were no cache; storing its response where that is allowed.
-async fn forward<S, B, ResBody>(
+/// Forwards a request in its own task; its response is stored where that is allowed.
+async fn alone<S, B, ResBody>(
     case: Case,
     inner: S,
-    request: Request<B>,
-    alone: Alone,
+    mut parts: Parts,
+    body: B,
+    miss: Miss,
     writable: bool,
 ) -> Result<Response<ResponseBody<ResBody>>, S::Error>
 where
@@ -293,16 +399,40 @@ where
     ResBody: Body<Data = Bytes> + Send + 'static,
     ResBody::Error: Into<BoxError>,
 {
-    case.shared.metrics.count(Outcome::Miss);
-    let plan = alone.storing.then(|| {
-        Plan::new(case, request.headers(), Scope::capture(request.extensions()), alone.forward, alone.known, writable)
-    });
-    let mut response = CallWhenReady::new(inner, request).await?;
-    Ok(match plan {
-        Some(plan) => settle(plan, response),
-        None => {
-            status::forwarded(response.headers_mut(), alone.forward, Mark::Plain);
-            response.map(ResponseBody::inner)
+    if case.asked.head && miss.held.own.is_none() {
+        return pass(&case, inner, Request::from_parts(parts, body), miss.forward).await;
+    }
+    let mut counted = Counted::new(&case.shared);
+    let is_head = case.asked.head;
+    let plan = Plan::new(case, &mut parts, miss, Manner::Alone, writable);
+    let called = CallWhenReady::new(inner, Request::from_parts(parts, body)).await;
+    match called {
+        Ok(response) if is_head => {
+            if let Some(landed) = plan.learned_from_head(&response) {
+                plan.keep(&landed).await;
+            }
+            Ok(plan.pass(response))
         }
-    })
+        called => {
+            let (outcome, answer) = settle(plan, called).await;
+            counted.outcome = outcome;
+            answer
+        }
+    }
+}
+
+/// Forwards a request in its own task, as if there were no cache.
+async fn pass<S, B, ResBody>(
+    case: &Case,
+    inner: S,
+    request: Request<B>,
+    forward: Forward,
+) -> Result<Response<ResponseBody<ResBody>>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<ResBody>>,
+{
+    case.shared.metrics.count(Outcome::Miss);
+    let mut response = CallWhenReady::new(inner, request).await?;
+    status::forwarded(response.headers_mut(), forward, None, Mark::Plain);
+    Ok(response.map(ResponseBody::inner))
 }

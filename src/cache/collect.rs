@@ -83,7 +83,7 @@ where
 
     fn complete(self) -> Collected {
         let body = self.writer.complete();
-        Collected::Whole(Arc::new(Entry { head: self.stream.head.clone(), body }))
+        Collected::Whole(Arc::new(Entry::new(self.stream.head.clone(), body)))
     }
 
     /// Leaves the rest to the forwarded request's client; if that has gone, the rest goes too.

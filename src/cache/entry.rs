@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::header::{
     AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, DATE, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    PROXY_AUTHORIZATION, RANGE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::conditional;
+use super::range::{self, Selection};
 use super::status::numbered;
 use super::storing::Terms;
 use super::vary::VarySpec;
@@ -41,6 +42,18 @@ pub(super) struct Head {
     pub(super) tags: Arc<[Box<str>]>,
 }
 
+/// The record of a response.
+pub(super) fn record(entry: Arc<Entry>) -> Record {
+    Record(Kind::Response(entry))
+}
+
+/// Where a stored response comes from.
+pub(super) struct Provenance {
+    pub(super) received: SystemTime,
+    pub(super) stamp: u64,
+    pub(super) tags: Arc<[Box<str>]>,
+}
+
 /// A whole stored response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -61,11 +74,16 @@ pub(super) enum Kind {
 }
 
 impl Record {
-    pub(super) fn is_fresh(&self, now: SystemTime) -> bool {
-        match &self.0 {
-            Kind::Response(entry) => entry.head.is_fresh(now),
-            Kind::Vary(spec) => now < spec.until,
-        }
+    /// How long it is of any use after `now`, be it stale or only for validation. `None`: it is not.
+    ///
+    /// A store that can expire what it holds should do so then.
+    #[must_use]
+    pub fn keep_for(&self, now: SystemTime) -> Option<Duration> {
+        let until = match &self.0 {
+            Kind::Response(entry) => entry.head.keep_until,
+            Kind::Vary(spec) => spec.until,
+        };
+        until.duration_since(now).ok().filter(|left| !left.is_zero())
     }
 
     /// Whether both are one and the same stored thing.
@@ -80,10 +98,13 @@ impl Record {
 
 impl Head {
     /// Of a response that came at `received`: it gets that `Date` if it has none (RFC 9110 §6.6.1).
-    pub(super) fn new(status: StatusCode, headers: &HeaderMap, terms: &Terms, received: SystemTime) -> Self {
+    pub(super) fn new(status: StatusCode, headers: &HeaderMap, terms: &Terms, origin: &Provenance) -> Self {
         let mut headers = end_to_end(headers);
+        for name in &terms.without {
+            headers.remove(name);
+        }
         if !headers.contains_key(DATE)
-            && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(received))
+            && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(origin.received))
         {
             headers.insert(DATE, date);
         }
@@ -92,19 +113,23 @@ impl Head {
             headers,
             born: terms.born,
             fresh_until: terms.fresh_until,
-            revalidate_until: terms.fresh_until,
-            error_until: terms.fresh_until,
-            keep_until: terms.fresh_until,
+            revalidate_until: terms.revalidate_until,
+            error_until: terms.error_until,
+            keep_until: terms.keep_until,
             shared: terms.shared,
-            strict: true,
-            stamp: 0,
-            tags: [].into(),
+            strict: terms.strict,
+            stamp: origin.stamp,
+            tags: origin.tags.clone(),
         }
     }
 
-    /// Not where this clock is far behind the one that was read when the entry was made: it would never expire.
     pub(super) fn is_fresh(&self, now: SystemTime) -> bool {
-        now < self.fresh_until && now + MAX_SKEW > self.born
+        now < self.fresh_until && !self.is_from_the_future(now)
+    }
+
+    /// This clock is far behind the one that was read when the entry was made: it would never expire.
+    pub(super) fn is_from_the_future(&self, now: SystemTime) -> bool {
+        now + MAX_SKEW <= self.born
     }
 
     /// Whole seconds of freshness left.
@@ -112,8 +137,13 @@ impl Head {
         self.fresh_until.duration_since(now).unwrap_or_default().as_secs()
     }
 
+    /// Whole seconds since it expired, rounded up.
+    pub(super) fn stale_for(&self, now: SystemTime) -> u64 {
+        now.duration_since(self.fresh_until).map_or(0, |stale| stale.as_secs() + u64::from(stale.subsec_nanos() > 0))
+    }
+
     /// RFC 9111 §4.2.3. A clock that went back, or another machine's, never makes an age negative.
-    fn age(&self, now: SystemTime) -> Duration {
+    pub(super) fn age(&self, now: SystemTime) -> Duration {
         now.duration_since(self.born).unwrap_or_default()
     }
 
@@ -130,32 +160,54 @@ impl Head {
         }
         response
     }
+
+    /// What part of the body a GET asks for, once it is known how long that is.
+    pub(super) fn part(&self, request: &HeaderMap, length: u64) -> Selection {
+        if self.status == StatusCode::OK && request.contains_key(RANGE) {
+            range::select(request, &self.headers, length)
+        } else {
+            Selection::Whole
+        }
+    }
+
+    /// The client already holds it.
+    pub(super) fn is_held_by(&self, request: &HeaderMap) -> bool {
+        self.status == StatusCode::OK && conditional::not_modified(request, &self.headers)
+    }
+
+    /// RFC 9110 §15.4.5: without what only describes the content that is not sent.
+    pub(super) fn not_modified<T>(&self, now: SystemTime, empty: T) -> Response<T> {
+        let mut response = self.response(now, empty);
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        for name in [CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE] {
+            response.headers_mut().remove(name);
+        }
+        response
+    }
 }
 
 impl Entry {
+    pub(super) fn new(head: Arc<Head>, body: Bytes) -> Self {
+        Self { head, body }
+    }
+
     /// The answer to a GET or HEAD request that this entry satisfies.
-    pub(super) fn answer(&self, method: &Method, request: &HeaderMap, now: SystemTime) -> Response<Bytes> {
+    pub(super) fn answer(&self, is_head: bool, request: &HeaderMap, now: SystemTime) -> Response<Bytes> {
         let head = &*self.head;
-        if head.status == StatusCode::OK && conditional::not_modified(request, &head.headers) {
-            return self.not_modified(now);
+        if head.is_held_by(request) {
+            return head.not_modified(now, Bytes::new());
         }
-        if *method != Method::HEAD {
-            return head.response(now, self.body.clone());
+        if !is_head {
+            let response = head.response(now, self.body.clone());
+            return match head.part(request, self.body.len() as u64) {
+                Selection::Whole => response,
+                part => range::apply(part, response),
+            };
         }
         let mut response = head.response(now, Bytes::new());
         if head.status != StatusCode::NO_CONTENT {
             let length = || HeaderValue::from(self.body.len());
             response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(length);
-        }
-        response
-    }
-
-    /// RFC 9110 §15.4.5: without what only describes the content that is not sent.
-    fn not_modified(&self, now: SystemTime) -> Response<Bytes> {
-        let mut response = self.head.response(now, Bytes::new());
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        for name in [CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE] {
-            response.headers_mut().remove(name);
         }
         response
     }
@@ -220,6 +272,21 @@ pub(super) mod tests {
         }
     }
 
+    fn terms(at: SystemTime) -> Terms {
+        Terms {
+            born: at,
+            fresh_until: at,
+            revalidate_until: at,
+            error_until: at,
+            keep_until: at,
+            shared: false,
+            strict: false,
+            vary: None,
+            length: None,
+            without: Vec::new(),
+        }
+    }
+
     #[test]
     fn a_clock_far_behind_uses_nothing() {
         let born = SystemTime::now();
@@ -233,10 +300,11 @@ pub(super) mod tests {
     #[test]
     fn a_response_without_date_gets_the_one_of_its_arrival() {
         let received = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
-        let terms = Terms { born: received, fresh_until: received, shared: false, vary: None, length: None };
+        let terms = terms(received);
+        let origin = Provenance { received, stamp: 0, tags: [].into() };
         let date = |lines: &[(HeaderName, &str)]| {
             let headers = lines.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
-            Head::new(StatusCode::OK, &headers, &terms, received).headers[DATE].clone()
+            Head::new(StatusCode::OK, &headers, &terms, &origin).headers[DATE].clone()
         };
         assert_eq!(date(&[]), "Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(date(&[(DATE, "Sun, 06 Nov 1994 08:49:30 GMT")]), "Sun, 06 Nov 1994 08:49:30 GMT");

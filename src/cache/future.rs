@@ -3,44 +3,27 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::body::{BoxError, ResponseBody};
-use super::fill::{Plan, settle};
-use super::key::Key;
-use super::layer::Shared;
+use super::change::{Change, Removal};
 use super::status::{self, Forward, Mark};
-use super::store::{Reply, StoreFailure};
+use super::store::Reply;
 use crate::ready::CallWhenReady;
 
 type Detour<B, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<B>>, E>> + Send>>;
-type Removal = Pin<Box<dyn Future<Output = Result<(), StoreFailure>> + Send>>;
 
 /// What happens to the response of a request that is forwarded in its own task.
-pub(super) enum Passage {
-    /// It passes.
-    Through {
-        shared: Arc<Shared>,
-        forward: Forward,
-        /// What the request changes, if it succeeds.
-        changes: Option<Change>,
-    },
-    /// It is stored if it may be.
-    Storing { plan: Box<Plan> },
-}
-
-/// A URL that a request changes.
-pub(super) struct Change {
-    pub(super) primary: Key,
-    /// The store has already cost the request its time: only this process can be told.
-    pub(super) spent: bool,
+pub(super) struct Passage {
+    pub(super) forward: Forward,
+    /// What the request changes, if it succeeds.
+    pub(super) changes: Option<Change>,
 }
 
 pin_project! {
@@ -61,11 +44,6 @@ pin_project! {
     enum State<F, ResBody, E> {
         Answered { response: Option<Response<ResponseBody<ResBody>>> },
         Forwarded { #[pin] call: F, passage: Option<Passage> },
-        Invalidating {
-            removal: Removal,
-            shared: Arc<Shared>,
-            response: Option<Response<ResponseBody<ResBody>>>,
-        },
         Detour { future: Detour<ResBody, E> },
     }
 }
@@ -87,6 +65,7 @@ impl<S: Service<Request<B>>, B, ResBody> ResponseFuture<S, B, ResBody> {
 impl<S, B, ResBody> Future for ResponseFuture<S, B, ResBody>
 where
     S: Service<Request<B>, Response = Response<ResBody>>,
+    S::Error: Send + 'static,
     ResBody: Body<Data = Bytes> + Send + 'static,
     ResBody::Error: Into<BoxError>,
 {
@@ -95,36 +74,39 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         loop {
-            let (removal, shared, response) = match state.as_mut().project() {
+            let next = match state.as_mut().project() {
                 StateProjection::Answered { response } => return take(response),
                 StateProjection::Detour { future } => return future.as_mut().poll(cx),
-                StateProjection::Invalidating { removal, shared, response } => {
-                    if ready!(removal.as_mut().poll(cx)).is_err() {
-                        shared.metrics.store_errors.increment(1);
-                    }
-                    return take(response);
-                }
                 StateProjection::Forwarded { call, passage } => {
                     let response = ready!(call.poll(cx))?;
-                    match passage.take() {
-                        None => return Poll::Pending,
-                        Some(Passage::Storing { plan }) => return Poll::Ready(Ok(settle(*plan, response))),
-                        Some(Passage::Through { shared, forward, changes }) => {
-                            let removal = changes
-                                .filter(|_| is_success(response.status()))
-                                .map(|change| shared.invalidate(change));
-                            let response = pass(response, forward);
-                            match removal {
-                                Some(Reply::Later(removal)) => (removal, shared, response),
-                                Some(Reply::Now(_)) | None => return Poll::Ready(Ok(response)),
-                            }
-                        }
+                    let Some(Passage { forward, changes }) = passage.take() else { return Poll::Pending };
+                    let Some(change) = changes else { return Poll::Ready(Ok(pass(response, forward))) };
+                    match change.apply(&response) {
+                        Reply::Now(_) if !change.may_store() => return Poll::Ready(Ok(pass(response, forward))),
+                        removal => Box::pin(conclude(change, removal, response, forward)),
                     }
                 }
             };
-            state.set(State::Invalidating { removal, shared, response: Some(response) });
+            state.set(State::Detour { future: next });
         }
     }
+}
+
+/// Waits until what has changed is forgotten; only then may the client learn that it has.
+async fn conclude<B, E>(
+    change: Change,
+    removal: Removal,
+    response: Response<B>,
+    forward: Forward,
+) -> Result<Response<ResponseBody<B>>, E>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    if removal.wait().await.is_err() {
+        change.shared().metrics.store_errors.increment(1);
+    }
+    Ok(change.finish(response).await.unwrap_or_else(|response| pass(response, forward)))
 }
 
 /// A future that is polled after its end never ends again.
@@ -133,37 +115,8 @@ fn take<T, E>(slot: &mut Option<T>) -> Poll<Result<T, E>> {
 }
 
 fn pass<B>(mut response: Response<B>, forward: Forward) -> Response<ResponseBody<B>> {
-    status::forwarded(response.headers_mut(), forward, Mark::Plain);
+    status::forwarded(response.headers_mut(), forward, None, Mark::Plain);
     response.map(ResponseBody::inner)
-}
-
-/// RFC 9111 §4.4: a non-error response.
-fn is_success(status: StatusCode) -> bool {
-    status.is_success() || status.is_redirection()
-}
-
-impl Shared {
-    /// Forgets the response to a GET of this URL, with all variants, and voids fetches under way.
-    fn invalidate(self: &Arc<Self>, Change { primary, spent }: Change) -> Reply<Result<(), StoreFailure>> {
-        let removal = self.flights.in_order(&primary, || {
-            self.flights.note_voided(&primary);
-            let removal = if spent { Reply::Now(Ok(())) } else { self.store.remove(&primary) };
-            // Again: whoever has looked in between may have read what is now removed, and must not build on it.
-            self.flights.note_voided(&primary);
-            removal
-        });
-        match removal {
-            Reply::Now(done) => Reply::Now(done),
-            Reply::Later(removal) => {
-                let shared = self.clone();
-                Reply::Later(Box::pin(async move {
-                    let done = removal.await;
-                    shared.flights.note_voided(&primary);
-                    done
-                }))
-            }
-        }
-    }
 }
 
 impl<S: Service<Request<B>>, B, ResBody> fmt::Debug for ResponseFuture<S, B, ResBody> {

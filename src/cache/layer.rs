@@ -6,14 +6,17 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Extensions, Response};
+use http::{Extensions, HeaderName, Response};
 use tower_layer::Layer;
 
 use super::clock::Clock;
 use super::flight::Flights;
+use super::handle::CacheHandle;
+use super::intake::Intake;
 use super::log::Budget;
 use super::metrics::Metrics;
 use super::policy::CachePolicy;
+use super::purges::Purges;
 use super::service::Cache;
 use super::store::Store;
 use crate::refusal::{Refusal, Refuse};
@@ -21,8 +24,6 @@ use crate::refusal::{Refusal, Refuse};
 const DEFAULT_MAX_OBJECT_BYTES: usize = 1 << 20;
 /// What does not exist may soon.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10);
-/// Bytes of all unfinished copies together. Beyond: bodies stream past the cache.
-const MAX_COLLECTED_BYTES: usize = 64 << 20;
 
 /// Puts a response cache in front of a service.
 ///
@@ -41,6 +42,7 @@ pub struct CacheLayer {
 pub(super) struct Shared {
     pub(super) store: Box<dyn Store>,
     pub(super) flights: Arc<Flights>,
+    pub(super) purges: Purges,
     pub(super) budget: Arc<Budget>,
     pub(super) fills: AtomicUsize,
     pub(super) metrics: Arc<Metrics>,
@@ -64,6 +66,7 @@ impl Fetching {
 #[derive(Clone, Debug)]
 pub(super) struct Config {
     pub(super) policy: CachePolicy,
+    pub(super) intake: Arc<Intake>,
     pub(super) clock: Clock,
     pub(super) ttl: Option<Duration>,
     /// The largest part of a lifetime that is taken off at random.
@@ -78,19 +81,28 @@ pub(super) struct Config {
     pub(super) refuse: Refuse,
 }
 
+impl Config {
+    /// Whether `Cookie` counts as `Authorization` does.
+    pub(super) fn guards_cookies(&self) -> bool {
+        self.policy.guard_cookies && !self.share_despite_cookies
+    }
+}
+
 impl CacheLayer {
     /// A cache over `store` that stores what states its own freshness.
     pub fn new(store: impl Store) -> Self {
         let metrics = Arc::new(Metrics::new());
         let shared = Shared {
+            budget: Arc::new(Budget::new(store.in_flight_bytes())),
             store: Box::new(store),
             flights: Arc::new(Flights::new(metrics.clone())),
-            budget: Arc::new(Budget::new(MAX_COLLECTED_BYTES)),
+            purges: Purges::new(),
             fills: AtomicUsize::new(0),
             metrics,
         };
         let config = Config {
             policy: CachePolicy::safe(),
+            intake: Arc::default(),
             clock: Clock::default(),
             ttl: None,
             jitter: 0.0,
@@ -103,6 +115,12 @@ impl CacheLayer {
             refuse: Refuse::default(),
         };
         Self { shared: Arc::new(shared), config }
+    }
+
+    /// What purges this cache and counts what it does: of this layer, its clones and their services.
+    #[must_use]
+    pub fn handle(&self) -> CacheHandle {
+        CacheHandle::new(self.shared.clone(), self.config.clock.clone())
     }
 
     /// Chooses what is stored and reused where RFC 9111 leaves a choice (default: [`CachePolicy::safe`]).
@@ -166,6 +184,51 @@ impl CacheLayer {
         self
     }
 
+    /// Ignores the cookies of these names, compared byte for byte: they are no credentials, they select nothing, and no
+    /// handler whose response may be stored sees them. Adds up over calls.
+    ///
+    /// For cookies that only scripts read, as analytics sets them: `.ignore_cookies(["_ga", "_gid"])`.
+    #[must_use]
+    pub fn ignore_cookies(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Arc::make_mut(&mut self.config.intake).ignored_cookies.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Keeps only the query parameters of these names, in the key and in what a handler sees whose response may be
+    /// stored (default: the whole query). Adds up over calls.
+    ///
+    /// Parameters are what stands between `&`; names are compared byte for byte, undecoded. What is kept keeps its
+    /// bytes and its order, so `?a=1&b=2` and `?b=2&a=1` stay two keys.
+    #[must_use]
+    pub fn query_parameters(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let parameters = &mut Arc::make_mut(&mut self.config.intake).parameters;
+        parameters.get_or_insert_default().extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Puts a request field into the key: it then reaches the handler also if it is one of those that are
+    /// [taken out](super#what-handlers-see) by default.
+    ///
+    /// Unlike a field that `Vary` names, it makes two URLs of one: each value counts as another URL, is purged and
+    /// invalidated for itself, and no bound on variants applies.
+    #[must_use]
+    pub fn key_header(mut self, name: HeaderName) -> Self {
+        Arc::make_mut(&mut self.config.intake).key_header(name);
+        self
+    }
+
+    /// Leaves `Accept-Encoding` to handlers as it came, for codings beside `zstd`, `br`, `gzip` and `deflate`, or for
+    /// weights.
+    ///
+    /// By default it is reduced to those of the four that the client accepts, in that order (`identity` if none, and
+    /// `identity;q=0` added where the client refuses the plain body): a response that varies by it has as many
+    /// variants as there are sets of codings, not as there are spellings.
+    #[must_use]
+    pub fn accept_encoding_as_is(mut self) -> Self {
+        Arc::make_mut(&mut self.config.intake).accept_encoding_as_is = true;
+        self
+    }
+
     /// Reckons freshness by this clock (default: the system's), for tests.
     #[must_use]
     pub fn clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
@@ -202,7 +265,7 @@ impl<S> Layer<S> for CacheLayer {
     type Service = Cache<S>;
 
     fn layer(&self, inner: S) -> Cache<S> {
-        Cache::new(inner, self.shared.clone(), self.config.clone())
+        Cache::new(inner, self.shared.clone(), Arc::new(self.config.clone()))
     }
 }
 

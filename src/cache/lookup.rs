@@ -1,4 +1,4 @@
-//! From a URL to the stored response that answers a request, past what its responses vary by.
+//! From a URL to the stored response of a request, past what its responses vary by.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,17 +7,18 @@ use http::HeaderMap;
 
 use super::entry::{Entry, Kind, Record};
 use super::flight::Flights;
+use super::intake::Intake;
 use super::key::Key;
 use super::status::Forward;
-use super::store::Store;
-use super::store::{Reply, StoreFailure};
+use super::store::{Reply, Store, StoreFailure};
+use super::update::Held;
 use super::vary::{Known, VarySpec};
 
 /// What a finished lookup found.
 pub(super) enum Found {
-    /// A fresh response, and what the URL's responses are known to vary by.
-    Hit(Arc<Entry>, Option<Known>),
-    /// Nothing that could be used.
+    /// A response, and the lookup that found it.
+    Entry(Arc<Entry>, Search),
+    /// Nothing.
     Miss(Miss),
     /// The request's own fields make the key too long.
     NoKey,
@@ -31,6 +32,8 @@ pub(super) struct Miss {
     pub(super) forward: Forward,
     /// What the URL's responses are known to vary by.
     pub(super) known: Option<Known>,
+    /// What was found all the same, for validation.
+    pub(super) held: Held,
 }
 
 /// What a lookup reads.
@@ -38,6 +41,7 @@ pub(super) struct Miss {
 pub(super) struct Sources<'a> {
     pub(super) store: &'a dyn Store,
     pub(super) flights: &'a Flights,
+    pub(super) intake: &'a Intake,
     pub(super) primary: &'a Key,
     pub(super) request: &'a HeaderMap,
 }
@@ -74,11 +78,10 @@ impl Search {
     pub(super) fn now(mut self, sources: Sources<'_>, now: SystemTime) -> Result<Found, (Self, Reply<Got>)> {
         loop {
             match sources.store.get(self.key(sources)) {
-                Reply::Now(Ok(record)) => {
-                    if let Some(found) = self.feed(sources, record, now) {
-                        return Ok(found);
-                    }
-                }
+                Reply::Now(Ok(record)) => match self.feed(sources, record, now) {
+                    Ok(found) => return Ok(found),
+                    Err(further) => self = further,
+                },
                 later => return Err((self, later)),
             }
         }
@@ -92,54 +95,55 @@ impl Search {
         mut self,
         sources: Sources<'_>,
         mut step: Reply<Got>,
+        now: impl Fn() -> SystemTime,
     ) -> Result<Found, (StoreFailure, Miss)> {
         loop {
             match step.wait().await {
-                Ok(record) => {
-                    if let Some(found) = self.feed(sources, record, SystemTime::now()) {
-                        return Ok(found);
-                    }
-                }
-                Err(trouble) => return Err((trouble, self.miss(sources, Forward::UriMiss))),
+                Ok(record) => match self.feed(sources, record, now()) {
+                    Ok(found) => return Ok(found),
+                    Err(further) => self = further,
+                },
+                Err(failure) => return Err((failure, self.miss(sources, Forward::UriMiss))),
             }
             step = sources.store.get(self.key(sources));
         }
     }
 
-    /// `None`: look under the new key.
-    fn feed(&mut self, sources: Sources<'_>, record: Option<Record>, now: SystemTime) -> Option<Found> {
-        let at_variant = self.variant.is_some();
-        let missing = if at_variant { Forward::VaryMiss } else { Forward::UriMiss };
-        let Some(record) = record else { return Some(Found::Miss(self.miss(sources, missing))) };
-        if !record.is_fresh(now) {
-            sources.store.discard(self.key(sources), &record);
-            return Some(Found::Miss(self.miss(sources, Forward::Stale)));
-        }
-        match record.0 {
-            Kind::Response(entry) => Some(Found::Hit(entry, self.known())),
+    /// # Errors
+    /// Look under the new key.
+    fn feed(mut self, sources: Sources<'_>, record: Option<Record>, now: SystemTime) -> Result<Found, Self> {
+        let missing = if self.variant.is_some() { Forward::VaryMiss } else { Forward::UriMiss };
+        match record.map(|record| record.0) {
+            None => Ok(Found::Miss(self.miss(sources, missing))),
+            Some(Kind::Response(entry)) => Ok(Found::Entry(entry, self)),
             // Under a variant's key stands only a response.
-            Kind::Vary(_) if at_variant => Some(Found::Miss(self.miss(sources, missing))),
-            Kind::Vary(spec) => self.vary(sources, spec),
+            Some(Kind::Vary(_)) if self.variant.is_some() => Ok(Found::Miss(self.miss(sources, missing))),
+            Some(Kind::Vary(spec)) if now >= spec.until => {
+                sources.store.discard(sources.primary, &Record(Kind::Vary(spec)));
+                Ok(Found::Miss(self.miss(sources, missing)))
+            }
+            Some(Kind::Vary(spec)) => self.vary(sources, spec).map_or(Err(self), Ok),
         }
     }
 
     fn vary(&mut self, sources: Sources<'_>, spec: Arc<VarySpec>) -> Option<Found> {
-        let Some(key) = spec.key(sources.primary, sources.request) else { return Some(Found::NoKey) };
+        let Some(key) = spec.key(sources.intake, sources.primary, sources.request) else { return Some(Found::NoKey) };
         self.seen = sources.flights.stored(&key);
         self.variant = Some((spec, key));
         None
     }
 
-    /// Nothing found so far.
+    /// Nothing found that could be used.
     pub(super) fn miss(&self, sources: Sources<'_>, forward: Forward) -> Miss {
-        Miss { key: self.key(sources).clone(), seen: self.seen, forward, known: self.known() }
+        let key = self.key(sources).clone();
+        Miss { key, seen: self.seen, forward, known: self.known(), held: Held::default() }
     }
 
     fn known(&self) -> Option<Known> {
         self.variant.as_ref().map(|(spec, _)| Known { spec: spec.clone(), voided: self.voided })
     }
 
-    fn key<'a>(&'a self, sources: Sources<'a>) -> &'a Key {
+    pub(super) fn key<'a>(&'a self, sources: Sources<'a>) -> &'a Key {
         self.variant.as_ref().map_or(sources.primary, |(_, key)| key)
     }
 }

@@ -3,39 +3,37 @@
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
-use tokio::runtime::Handle;
 use tower_service::Service;
 
 use super::body::{BoxError, ResponseBody};
+use super::case::Case;
+use super::change::Change;
 use super::coalesce::{self, Looked};
-use super::fill::{Case, Plan};
-use super::future::{Change, Passage, ResponseFuture};
+use super::future::{Passage, ResponseFuture};
 use super::key::Key;
 use super::layer::{Config, Fetching, Shared};
 use super::lookup::{Found, Search};
 use super::metrics::Outcome;
 use super::request::Asked;
+use super::reuse::Use;
 use super::status::Forward;
-use super::vary::Known;
 use crate::ready::{self, CallWhenReady};
 use crate::refusal::Grpc;
-use crate::scope::Scope;
 
 /// A service behind a response cache; made by [`CacheLayer`](super::CacheLayer).
 #[derive(Clone)]
 pub struct Cache<S> {
     inner: S,
     shared: Arc<Shared>,
-    config: Config,
+    config: Arc<Config>,
 }
 
 impl<S> Cache<S> {
-    pub(super) fn new(inner: S, shared: Arc<Shared>, config: Config) -> Self {
+    pub(super) fn new(inner: S, shared: Arc<Shared>, config: Arc<Config>) -> Self {
         Self { inner, shared, config }
     }
 }
@@ -61,49 +59,56 @@ where
         if Fetching::is_for(&self.shared, request.extensions()) {
             return self.pass(request, Forward::Bypass, None);
         }
-        let primary = Key::primary(request.uri(), request.headers(), request.extensions());
-        let (primary, asked) = match (primary, Asked::of(&request)) {
+        let primary = Key::primary(&self.config.intake, request.uri(), request.headers(), request.extensions());
+        let (primary, asked) = match (primary, Asked::of(&request, &self.config)) {
             (Some(primary), Ok(asked)) => (primary, asked),
             (None, Ok(_)) => return self.pass(request, Forward::Bypass, None),
             (primary, Err(forward)) => {
-                let spent = self.shared.store.is_spent(request.extensions());
-                let changes = primary.filter(|_| changes_its_url(&request)).map(|primary| Change { primary, spent });
-                return self.pass(request, forward, changes);
+                return match primary.filter(|_| changes_its_url(&request)) {
+                    None => self.pass(request, forward, None),
+                    Some(primary) => {
+                        let (change, request) = Change::new(self.case(primary, &request), request);
+                        self.pass(request, forward, Some(change))
+                    }
+                };
             }
         };
-        let now = SystemTime::now();
         let looked = if self.shared.store.is_spent(request.extensions()) {
-            None
+            Looked::Not
         } else {
-            let sources = self.shared.sources(&primary, request.headers());
-            Some(Search::new(sources).now(sources, now))
-        };
-        if let Some(Ok(Found::Hit(entry, _))) = &looked
-            && let Some(response) = self.shared.answer(asked, request.method(), request.headers(), entry, now)
-        {
-            return ResponseFuture::answered(response);
-        }
-        let case = Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked };
-        let Some(looked) = looked else { return self.detour(case, request, Looked::Not) };
-        match looked {
-            Ok(Found::Hit(_, known)) => self.alone(case, request, Forward::Request, known),
-            Ok(Found::NoKey) => self.pass(request, Forward::Bypass, None),
-            Ok(Found::Miss(miss)) if asked.may_share() && Handle::try_current().is_ok() => {
-                self.detour(case, request, Looked::Missed(miss))
+            let now = self.config.clock.now();
+            let sources = self.shared.sources(&self.config, &primary, request.headers());
+            match Search::new(sources).now(sources, now) {
+                Ok(Found::Entry(entry, search)) => {
+                    if self.shared.judge(&asked, &primary, &entry, now) == Use::Fresh {
+                        return ResponseFuture::answered(self.shared.answer(&asked, request.headers(), &entry, now));
+                    }
+                    Looked::Found(Found::Entry(entry, search))
+                }
+                Ok(found) => Looked::Found(found),
+                Err((search, step)) => Looked::Asked(search, step),
             }
-            Ok(Found::Miss(miss)) => self.alone(case, request, miss.forward, miss.known),
-            Err((search, step)) => self.detour(case, request, Looked::Asked(search, step)),
-        }
+        };
+        let case = Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked };
+        ResponseFuture::detour(Box::pin(coalesce::run(case, ready::take(&mut self.inner), request, looked)))
     }
 }
 
-/// Whether success of the request outdates what is stored for its URL (RFC 9111 §4.4). A gRPC call never does: nobody
-/// asks for its URL with GET. Nor does CONNECT, which names no resource.
+/// Whether success of the request outdates what is stored for its URL (RFC 9111 §4.4): unless its method is known to be
+/// safe, by the IANA registry. A gRPC call never does: nobody asks for its URL with GET. Nor does CONNECT, which names no
+/// resource.
 fn changes_its_url<B>(request: &Request<B>) -> bool {
-    !request.method().is_safe() && *request.method() != Method::CONNECT && Grpc::of(request.headers()).is_none()
+    let method = request.method();
+    let is_safe = method.is_safe() || matches!(method.as_str(), "PROPFIND" | "QUERY" | "REPORT" | "SEARCH");
+    !is_safe && *request.method() != Method::CONNECT && Grpc::of(request.headers()).is_none()
 }
 
 impl<S: Clone> Cache<S> {
+    fn case<B>(&self, primary: Key, request: &Request<B>) -> Case {
+        let asked = Asked::by_change(request.headers(), &self.config);
+        Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked }
+    }
+
     /// Forwards what the cache has no business with.
     fn pass<B, ResBody>(
         &mut self,
@@ -115,50 +120,8 @@ impl<S: Clone> Cache<S> {
         S: Service<Request<B>, Response = Response<ResBody>>,
     {
         self.shared.metrics.count(Outcome::Bypass);
-        let passage = Passage::Through { shared: self.shared.clone(), forward, changes };
+        let passage = Passage { forward, changes };
         ResponseFuture::forwarded(CallWhenReady::new(ready::take(&mut self.inner), request), passage)
-    }
-
-    /// Forwards a request whose response is its own client's alone, until its head says otherwise.
-    fn alone<B, ResBody>(
-        &mut self,
-        case: Case,
-        request: Request<B>,
-        forward: Forward,
-        known: Option<Known>,
-    ) -> ResponseFuture<S, B, ResBody>
-    where
-        S: Service<Request<B>, Response = Response<ResBody>>,
-    {
-        self.shared.metrics.count(Outcome::Miss);
-        let passage = if case.asked.head {
-            Passage::Through { shared: self.shared.clone(), forward, changes: None }
-        } else {
-            Passage::Storing {
-                plan: Box::new(Plan::new(
-                    case,
-                    request.headers(),
-                    Scope::capture(request.extensions()),
-                    forward,
-                    known,
-                    true,
-                )),
-            }
-        };
-        ResponseFuture::forwarded(CallWhenReady::new(ready::take(&mut self.inner), request), passage)
-    }
-
-    /// Goes where waiting may be needed.
-    fn detour<B, ResBody>(&mut self, case: Case, request: Request<B>, looked: Looked) -> ResponseFuture<S, B, ResBody>
-    where
-        S: Service<Request<B>, Response = Response<ResBody>> + Send + 'static,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
-        B: Send + 'static,
-        ResBody: Body<Data = Bytes> + Send + 'static,
-        ResBody::Error: Into<BoxError>,
-    {
-        ResponseFuture::detour(Box::pin(coalesce::run(case, ready::take(&mut self.inner), request, looked)))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use http::header::InvalidHeaderValue;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 /// The field itself.
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -19,9 +19,9 @@ pub(super) enum Forward {
     UriMiss,
     /// Only responses to other request fields are stored.
     VaryMiss,
-    /// What is stored has expired.
+    /// What is stored has expired, or may be used only after validation.
     Stale,
-    /// What is stored may not be given to a request with credentials.
+    /// What is stored may not be given to this request: it has credentials, or asks for something fresher.
     Request,
 }
 
@@ -46,19 +46,30 @@ pub(super) enum Mark {
     Stored,
     /// The response of another request's forward was used.
     Collapsed,
+    /// What is stored was served instead of an error.
+    Rescued,
 }
 
+/// A hit, with the seconds of freshness left.
 pub(super) fn hit(headers: &mut HeaderMap, ttl: u64) {
     append(headers, numbered("tower-scale; hit; ttl=", ttl));
 }
 
-pub(super) fn forwarded(headers: &mut HeaderMap, forward: Forward, mark: Mark) {
+/// A hit that expired so many seconds ago.
+pub(super) fn stale_hit(headers: &mut HeaderMap, stale_for: u64) {
+    append(headers, numbered("tower-scale; hit; ttl=-", stale_for));
+}
+
+/// A forward; with the status that came back, where it is not the one that goes out.
+pub(super) fn forwarded(headers: &mut HeaderMap, forward: Forward, answered: Option<StatusCode>, mark: Mark) {
+    let answered = answered.map_or(String::new(), |status| format!("; fwd-status={}", status.as_u16()));
     let mark = match mark {
         Mark::Plain => "",
         Mark::Stored => "; stored",
         Mark::Collapsed => "; collapsed",
+        Mark::Rescued => "; detail=stale-if-error",
     };
-    append(headers, HeaderValue::from_str(&format!("tower-scale; fwd={}{mark}", forward.as_str())));
+    append(headers, HeaderValue::from_str(&format!("tower-scale; fwd={}{answered}{mark}", forward.as_str())));
 }
 
 /// A short text and a number as a value, with one allocation: this is the fast path.

@@ -24,6 +24,8 @@ use tower_scale::refusal::Reason;
 use crate::support::eventually;
 use crate::support::redis_server::RedisServer;
 
+mod purge;
+
 type Body = axum::body::Body;
 type ReqBody = UnsyncBoxBody<Bytes, Infallible>;
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Broken>> + Send>>;
@@ -222,14 +224,14 @@ async fn ttl_precedence() {
 }
 
 #[tokio::test]
-async fn conditions_are_answered_from_the_store_and_forwarded_as_they_came() {
-    let origin = Origin::answering(|n, request| {
-        assert_eq!(request.headers().contains_key("if-none-match"), n == 1);
+async fn conditions_are_answered_from_the_store_and_from_what_is_fetched_for_all() {
+    let origin = Origin::answering(|_, request| {
+        assert!(!request.headers().contains_key("if-none-match"));
         fresh().header("etag", "\"a\"").header("content-type", "text/plain")
     });
     let cache = origin.cached();
     let conditional = |tag| request(Method::GET, "/", &[("if-none-match", tag)]);
-    assert_eq!(send(&cache, conditional("\"a\"")).await.status, 200, "a miss is the handler's to answer");
+    assert_eq!(send(&cache, conditional("\"a\"")).await.status, 304, "as if it had been stored before");
     eventually("stored", async || send(&cache, get("/")).await.is_hit()).await;
     let answer = send(&cache, conditional("\"b\", W/\"a\"")).await;
     assert_eq!((answer.status, answer.text(), answer.is_hit()), (StatusCode::NOT_MODIFIED, "", true));
@@ -534,8 +536,7 @@ async fn what_only_the_handler_can_answer_goes_to_it() {
     let origin = Origin::with(&[("cache-control", "max-age=60")]);
     let cache = origin.cached();
     send(&cache, get("/")).await;
-    let fields =
-        ["range", "if-range", "if-match", "if-unmodified-since", "upgrade", "transfer-encoding", "content-length"];
+    let fields = ["if-match", "if-unmodified-since", "upgrade", "transfer-encoding", "content-length"];
     for (n, name) in fields.iter().enumerate() {
         let answer = send(&cache, request(Method::GET, "/", &[(name, "5")])).await;
         assert_eq!(
@@ -1030,7 +1031,8 @@ async fn slow_readers_of_stored_bodies_do_not_stop_storing() {
 
 #[tokio::test]
 async fn no_budget_cuts_a_body_of_known_length_short() {
-    let layer = CacheLayer::new(MemoryStore::new(512 << 20)).max_object_bytes(7 << 20);
+    // A quarter of it for copies under way.
+    let layer = CacheLayer::new(MemoryStore::new(256 << 20)).max_object_bytes(7 << 20);
     let (origin, mut senders) = streaming(&[("cache-control", "max-age=60"), ("content-length", "100000")]);
     let cache = layer.layer(origin);
     let _leader = open(&cache).await;

@@ -373,6 +373,18 @@ fn auto_traits() {
     layer_type::<PeerAddr>();
     layer_type::<Reason>();
     layer_type::<cache::CacheTtl>();
+    layer_type::<cache::CacheTags>();
+    layer_type::<cache::NoStore>();
+    layer_type::<cache::CachePolicy>();
+    layer_type::<cache::CacheHandle>();
+    layer_type::<cache::CacheStats>();
+    layer_type::<cache::Purge>();
+    layer_type::<cache::Key>();
+    layer_type::<cache::Record>();
+    layer_type::<cache::StoreFailure>();
+    layer_type::<cache::Usage>();
+    send::<cache::Reply<()>>();
+    error_type::<cache::PurgeError>();
     layer_type::<client_ip::Header>();
     layer_type::<client_ip::TrustedProxies>();
     layer_type::<offload::PoolBuilder>();

@@ -10,6 +10,7 @@
 )]
 
 mod cache;
+mod cache_example;
 mod client_ip;
 mod contract;
 mod docs;
@@ -18,5 +19,6 @@ mod offload;
 mod quickstart;
 mod rate_limit;
 mod redis;
+mod reverse_proxy;
 mod support;
 mod telemetry;

@@ -1,0 +1,158 @@
+//! One request's business with one cache: what may be answered from what is stored.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::{HeaderMap, Response, StatusCode};
+
+use super::body::ResponseBody;
+use super::entry::Entry;
+use super::key::Key;
+use super::layer::{Config, Shared};
+use super::lookup::{Miss, Search, Sources};
+use super::metrics::{Outcome, Stale};
+use super::purge::Purged;
+use super::request::Asked;
+use super::reuse::{self, Demand, Use};
+use super::status::{self, Forward, Mark};
+use super::update::Held;
+
+/// The cache, and what one request asks of it.
+#[derive(Clone)]
+pub(super) struct Case {
+    pub(super) shared: Arc<Shared>,
+    pub(super) config: Arc<Config>,
+    pub(super) primary: Key,
+    pub(super) asked: Asked,
+}
+
+/// What a stored response is good for.
+pub(super) enum Verdict<B> {
+    Answer(Response<ResponseBody<B>>),
+    /// Answer, and renew it.
+    Renew(Response<ResponseBody<B>>, Miss),
+    Fetch(Miss),
+}
+
+impl Case {
+    pub(super) fn sources<'a>(&'a self, request: &'a HeaderMap) -> Sources<'a> {
+        self.shared.sources(&self.config, &self.primary, request)
+    }
+
+    pub(super) fn now(&self) -> SystemTime {
+        self.config.clock.now()
+    }
+
+    /// Decides about a stored response that the lookup has found.
+    pub(super) fn decide<B>(
+        &self,
+        request: &HeaderMap,
+        entry: Arc<Entry>,
+        search: &Search,
+        now: SystemTime,
+    ) -> Verdict<B> {
+        let (shared, sources) = (&self.shared, self.sources(request));
+        match shared.judge(&self.asked, &self.primary, &entry, now) {
+            Use::Fresh => Verdict::Answer(shared.answer(&self.asked, request, &entry, now)),
+            Use::Renew => {
+                let response = shared.answer(&self.asked, request, &entry, now);
+                let held = Held { own: Some(entry), others: Vec::new() };
+                Verdict::Renew(response, Miss { held, ..search.miss(sources, Forward::Stale) })
+            }
+            Use::Validate => {
+                let by_request = self.asked.control.is_some() && entry.head.is_fresh(now);
+                let forward = if by_request { Forward::Request } else { Forward::Stale };
+                let held = Held { own: Some(entry), others: Vec::new() };
+                Verdict::Fetch(Miss { held, ..search.miss(sources, forward) })
+            }
+            Use::Withhold => Verdict::Fetch(search.miss(sources, Forward::Request)),
+            Use::Gone => {
+                shared.store.discard(search.key(sources), &super::entry::record(entry));
+                Verdict::Fetch(search.miss(sources, Forward::Stale))
+            }
+        }
+    }
+
+    /// What is stored, where that may stand in for an error (RFC 5861 §4).
+    pub(super) fn rescue<B>(
+        &self,
+        request: &HeaderMap,
+        held: &Held,
+        forward: Forward,
+        answered: Option<StatusCode>,
+    ) -> Option<Response<ResponseBody<B>>> {
+        let (own, now) = (held.own.as_ref()?, self.now());
+        if !reuse::is_better_than_an_error(&own.head, self.shared.purged(&self.primary, own), now) {
+            return None;
+        }
+        let mut response = own.answer(self.asked.head, request, now);
+        status::forwarded(response.headers_mut(), forward, answered, Mark::Rescued);
+        Some(response.map(ResponseBody::own))
+    }
+}
+
+/// A request that was not answered at once: counted when it ends, also by its client's leaving.
+pub(super) struct Counted {
+    shared: Arc<Shared>,
+    pub(super) outcome: Outcome,
+}
+
+impl Counted {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: shared.clone(), outcome: Outcome::Miss }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.shared.count(self.outcome);
+    }
+}
+
+impl Shared {
+    pub(super) fn sources<'a>(&'a self, config: &'a Config, primary: &'a Key, request: &'a HeaderMap) -> Sources<'a> {
+        Sources { store: &*self.store, flights: &self.flights, intake: &config.intake, primary, request }
+    }
+
+    /// Counts what became of a request that was not answered at once.
+    pub(super) fn count(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Stale => self.metrics.stale(Stale::Error),
+            outcome => self.metrics.count(outcome),
+        }
+    }
+
+    fn purged(&self, primary: &Key, entry: &Entry) -> Purged {
+        self.purges.verdict(entry.head.stamp, primary, &entry.head.tags)
+    }
+
+    /// What a stored response may be used for.
+    pub(super) fn judge(&self, asked: &Asked, primary: &Key, entry: &Entry, now: SystemTime) -> Use {
+        if asked.if_range && entry.head.status == StatusCode::PARTIAL_CONTENT {
+            // The part may be stored; whether it is one of the whole that the client holds cannot be told.
+            return Use::Withhold;
+        }
+        let demand = Demand { credentials: asked.credentials, control: asked.control.as_ref(), now };
+        reuse::judge(&entry.head, self.purged(primary, entry), demand)
+    }
+
+    /// The answer from what is stored.
+    pub(super) fn answer<B>(
+        &self,
+        asked: &Asked,
+        request: &HeaderMap,
+        entry: &Entry,
+        now: SystemTime,
+    ) -> Response<ResponseBody<B>> {
+        let mut response = entry.answer(asked.head, request, now);
+        if entry.head.is_fresh(now) {
+            status::hit(response.headers_mut(), entry.head.ttl(now));
+            self.metrics.count(Outcome::Hit);
+        } else {
+            status::stale_hit(response.headers_mut(), entry.head.stale_for(now));
+            let by_request = asked.control.as_ref().is_some_and(|control| control.max_stale.is_some());
+            self.metrics.stale(if by_request { Stale::Request } else { Stale::Revalidate });
+        }
+        response.map(ResponseBody::own)
+    }
+}

@@ -1,0 +1,183 @@
+//! What a request with an unsafe method does to what is stored (RFC 9111 §4.4).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LOCATION, LOCATION};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
+use http_body::Body;
+
+use super::body::{BoxError, ResponseBody};
+use super::case::Case;
+use super::fill::settle;
+use super::key::Key;
+use super::layer::Shared;
+use super::lookup::Miss;
+use super::plan::{Manner, Plan};
+use super::status::Forward;
+use super::store::{Reply, StoreFailure};
+use super::storing;
+use super::update::Held;
+
+/// A URL that a request changes, if it succeeds.
+pub(super) struct Change {
+    case: Case,
+    /// The store has already cost the request its time: only this process can be told.
+    spent: bool,
+    /// For a POST, where the policy lets its response answer a later GET (RFC 9110 §9.3.3).
+    plan: Option<Box<Plan>>,
+}
+
+/// What has been forgotten: at once, or after a round trip.
+pub(super) type Removal = Reply<Result<(), StoreFailure>>;
+
+impl Change {
+    pub(super) fn new<B>(case: Case, request: Request<B>) -> (Self, Request<B>) {
+        let spent = case.shared.store.is_spent(request.extensions());
+        if *request.method() != Method::POST || !case.config.policy.store_post {
+            return (Self { case, spent, plan: None }, request);
+        }
+        let (mut parts, body) = request.into_parts();
+        let seen = case.shared.flights.stored(&case.primary);
+        let (key, forward) = (case.primary.clone(), Forward::Method);
+        let miss = Miss { key, seen, forward, known: None, held: Held::default() };
+        let plan = Plan::new(case.clone(), &mut parts, miss, Manner::Alone, !spent);
+        (Self { case, spent, plan: Some(Box::new(plan)) }, Request::from_parts(parts, body))
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.case.shared
+    }
+
+    /// Forgets what the response says has changed: the URL itself, and what `Location` and `Content-Location` name on
+    /// the same origin.
+    pub(super) fn apply<B>(&self, response: &Response<B>) -> Removal {
+        if !is_success(response.status()) {
+            return Reply::Now(Ok(()));
+        }
+        let named = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| self.named(response.headers(), &name));
+        let mut keys = vec![self.case.primary.clone()];
+        keys.extend(named.filter(|key| *key != self.case.primary));
+        let mut later = Vec::new();
+        for key in keys {
+            match self.case.shared.invalidate(key, self.spent) {
+                Reply::Now(Ok(())) => {}
+                now @ Reply::Now(Err(_)) => later.push(now),
+                wait @ Reply::Later(_) => later.push(wait),
+            }
+        }
+        if later.is_empty() {
+            return Reply::Now(Ok(()));
+        }
+        Reply::Later(Box::pin(async move {
+            let mut done = Ok(());
+            for removal in later {
+                done = done.and(removal.wait().await);
+            }
+            done
+        }))
+    }
+
+    fn named(&self, headers: &HeaderMap, field: &HeaderName) -> Option<Key> {
+        let reference = headers.get(field)?.to_str().ok()?;
+        let base = self.case.primary.url();
+        let [scheme, host, target] = [base.scheme, base.host, base.asked()].map(std::str::from_utf8);
+        let url: Uri = resolve(scheme.ok()?, host.ok()?, target.ok()?, reference)?.parse().ok()?;
+        let key = Key::of_url(&self.case.config.intake, &url, Some(&self.case.primary))?;
+        let named = key.url();
+        ((named.scheme, named.host) == (base.scheme, base.host)).then_some(key)
+    }
+
+    /// The response itself, stored for GET where it may be.
+    pub(super) async fn finish<B>(self, response: Response<B>) -> Result<Response<ResponseBody<B>>, Response<B>>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let names_itself =
+            self.named(response.headers(), &CONTENT_LOCATION).is_some_and(|key| key == self.case.primary);
+        let states = storing::states_lifetime(response.headers(), &self.case.config.policy);
+        match self.plan {
+            Some(mut plan) if names_itself && states && response.status().is_success() => {
+                plan.start_over();
+                let (_, Ok(response)) = settle(*plan, Ok::<_, std::convert::Infallible>(response)).await;
+                Ok(response)
+            }
+            _ => Err(response),
+        }
+    }
+
+    /// Whether [`finish`](Self::finish) can do anything.
+    pub(super) fn may_store(&self) -> bool {
+        self.plan.is_some()
+    }
+}
+
+/// RFC 9111 §4.4: a non-error response.
+fn is_success(status: StatusCode) -> bool {
+    status.is_success() || status.is_redirection()
+}
+
+/// A reference against its base (RFC 3986 §5.2), as far as a key can tell: dot segments stay as they are.
+fn resolve(scheme: &str, host: &str, target: &str, reference: &str) -> Option<String> {
+    let reference = reference.split('#').next()?;
+    let path = target.split('?').next()?;
+    if reference.contains("://") {
+        return Some(reference.to_owned());
+    }
+    if let Some(rest) = reference.strip_prefix("//") {
+        return Some(format!("{scheme}://{rest}"));
+    }
+    let absolute = match reference.as_bytes().first() {
+        None => target.to_owned(),
+        Some(b'/') => reference.to_owned(),
+        Some(b'?') => format!("{path}{reference}"),
+        Some(_) => format!("{}/{reference}", path.rsplit_once('/')?.0),
+    };
+    Some(format!("{scheme}://{host}{absolute}"))
+}
+
+impl Shared {
+    /// Forgets the response to a GET of this URL, with all variants, and voids fetches under way.
+    fn invalidate(self: &Arc<Self>, primary: Key, spent: bool) -> Removal {
+        let removal = self.flights.in_order(&primary, || {
+            self.flights.note_voided(&primary);
+            let removal = if spent { Reply::Now(Ok(())) } else { self.store.remove(&primary) };
+            // Again: whoever has looked in between may have read what is now removed, and must not build on it.
+            self.flights.note_voided(&primary);
+            removal
+        });
+        match removal {
+            Reply::Now(done) => Reply::Now(done),
+            Reply::Later(removal) => {
+                let shared = self.clone();
+                Reply::Later(Box::pin(async move {
+                    let done = removal.await;
+                    shared.flights.note_voided(&primary);
+                    done
+                }))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_resolve_against_the_changed_url() {
+        for (reference, expected) in [
+            ("", "http://a/b/c?q"),
+            ("#frag", "http://a/b/c?q"),
+            ("d", "http://a/b/d"),
+            ("d?x#f", "http://a/b/d?x"),
+            ("?x", "http://a/b/c?x"),
+            ("/d", "http://a/d"),
+            ("//e/d", "http://e/d"),
+            ("https://a/d", "https://a/d"),
+        ] {
+            assert_eq!(resolve("http", "a", "/b/c?q", reference).as_deref(), Some(expected), "{reference}");
+        }
+    }
+}

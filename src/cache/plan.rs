@@ -1,0 +1,402 @@
+//! What is known of a request when it is forwarded, to decide about its response and to answer its client.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, Response, StatusCode};
+use http_body::Body;
+use tokio::time::Instant;
+
+use super::audience::Audience;
+use super::body::ResponseBody;
+use super::case::Case;
+use super::collect::Collector;
+use super::control::{CacheTags, CacheTtl, NoStore, TooMany};
+use super::entry::{Entry, Head, Kind, Provenance, Record};
+use super::flight::{Landed, Stream, Variant};
+use super::key::Key;
+use super::log::{Reader, Writer, cost_of};
+use super::lookup::Miss;
+use super::markers;
+use super::purge::Purged;
+use super::range::{self, Selection};
+use super::status::{Forward, Mark, forwarded};
+use super::store::{Reply, StoreFailure};
+use super::storing::{Exchange, Rules, Terms, Verdict, assess};
+use super::update::{Held, freshened, speaks_of};
+use super::vary::{Known, VarySpec};
+use crate::scope::Scope;
+
+/// What a URL's responses vary by is remembered for at least this time, beyond any one response.
+const SPEC_LIFETIME: std::time::Duration = std::time::Duration::from_secs(3600);
+/// Responses per URL. Beyond: the oldest goes.
+const MAX_VARIANTS: usize = 32;
+/// Variants of a URL that one validation asks for.
+const MAX_VALIDATED: usize = 8;
+
+pub(super) struct Plan {
+    pub(super) case: Case,
+    /// The request's fields as its client sent them, apart from what no handler may see.
+    request: HeaderMap,
+    pub(super) forward: Forward,
+    /// What the URL's responses are known to vary by.
+    spec: Option<Arc<VarySpec>>,
+    held: Held,
+    /// The forwarded request carries our conditions.
+    validating: bool,
+    /// Whether the store may be written: not after it has failed this request.
+    writable: bool,
+    requested: SystemTime,
+    began: Instant,
+    voided: u64,
+    stamp: u64,
+    pub(super) scope: Scope,
+}
+
+/// How the request goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// For everybody who waits: as a plain GET, whatever its client wants of the response.
+    Shared,
+    /// For its client alone, with the client's own conditions and range unless there is something to validate.
+    Alone,
+}
+
+/// What a response turned out to be.
+pub(super) enum Judged<B> {
+    /// A stored response holds. It may be stored again, or (`None`) must go.
+    Renewed(Arc<Entry>, Option<Variant>),
+    Gone(Arc<Entry>),
+    Storable(Terms, Response<B>),
+    Uncacheable(Response<B>),
+    Failed(Response<B>),
+}
+
+impl Plan {
+    /// Prepares `parts` to be forwarded.
+    pub(super) fn new(case: Case, parts: &mut Parts, miss: Miss, manner: Manner, writable: bool) -> Self {
+        let shared = &case.shared;
+        let voided = shared.flights.voided(&case.primary);
+        let stamp = shared.purges.stamp(case.now());
+        let known = miss.known.filter(|known| known.voided == voided);
+        case.config.intake.clean(&case.primary, parts);
+        let request = parts.headers.clone();
+        let mut held = miss.held;
+        held.others = others(&case, miss.forward, known.as_ref());
+        let has_more = held.own.is_some() || !held.others.is_empty() && !case.asked.range;
+        let asks = manner == Manner::Shared || has_more && !case.asked.head;
+        let validating = asks && held.ask(&mut parts.headers);
+        let spec = known.map(|known| known.spec);
+        let (requested, began) = (case.now(), Instant::now());
+        let scope = Scope::capture(&parts.extensions);
+        let forward = miss.forward;
+        Self { case, request, forward, spec, held, validating, writable, requested, began, voided, stamp, scope }
+    }
+
+    /// Decides at the head.
+    pub(super) fn judge<B: Body>(&self, response: Response<B>) -> Judged<B> {
+        if self.validating
+            && response.status() == StatusCode::NOT_MODIFIED
+            && let Some(stored) = self.held.selected_by(response.headers())
+        {
+            return self.renew(stored, response.headers(), response.extensions());
+        }
+        let (status, length) = (response.status(), response.body().size_hint().exact());
+        match self.assess(status, response.headers(), response.extensions(), length) {
+            Verdict::Store(terms) => Judged::Storable(terms, response),
+            Verdict::Uncacheable => Judged::Uncacheable(response),
+            Verdict::Failed => Judged::Failed(response),
+        }
+    }
+
+    fn assess(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        extensions: &http::Extensions,
+        exact_length: Option<u64>,
+    ) -> Verdict {
+        let config = &self.case.config;
+        if extensions.get::<NoStore>().is_some() || tags(extensions).is_err() {
+            return Verdict::Uncacheable;
+        }
+        let exchange = Exchange {
+            status,
+            headers,
+            handler_ttl: extensions.get::<CacheTtl>().map(|ttl| ttl.0),
+            exact_length,
+            ranged: self.case.asked.range && !self.case.asked.if_range,
+            requested: self.requested,
+            now: self.case.now(),
+        };
+        let rules = Rules {
+            policy: &config.policy,
+            ttl: config.ttl,
+            negative_ttl: config.negative_ttl,
+            stale_while_revalidate: config.stale_while_revalidate,
+            stale_if_error: config.stale_if_error,
+            shortened: config.jitter * random_part(config.jitter),
+        };
+        match assess(&exchange, &rules) {
+            Verdict::Store(terms) if self.case.asked.credentials && !terms.shared => Verdict::Uncacheable,
+            Verdict::Store(terms) if terms.length.is_some_and(|length| length > self.cap() as u64) => {
+                Verdict::Uncacheable
+            }
+            Verdict::Store(mut terms) if status == StatusCode::PARTIAL_CONTENT => {
+                terms.vary = super::vary::with_range(terms.vary);
+                Verdict::Store(terms)
+            }
+            verdict => verdict,
+        }
+    }
+
+    /// A 304, or the response to a HEAD, speaks of `stored` (RFC 9111 §4.3.4, §4.3.5).
+    fn renew<B>(&self, stored: &Arc<Entry>, update: &HeaderMap, extensions: &http::Extensions) -> Judged<B> {
+        let (now, status) = (self.case.now(), stored.head.status);
+        let headers = freshened(&stored.head.headers, update, now);
+        let verdict = self.assess(status, &headers, extensions, Some(stored.body.len() as u64));
+        let (terms, may_stay) = match verdict {
+            Verdict::Store(terms) => (terms, true),
+            Verdict::Uncacheable | Verdict::Failed => (Terms::expired(now), false),
+        };
+        let tags = tags(extensions).ok().flatten().unwrap_or_else(|| stored.head.tags.clone());
+        let head = Head::new(status, &headers, &terms, &Provenance { received: now, stamp: self.stamp, tags });
+        let entry = Arc::new(Entry::new(Arc::new(head), stored.body.clone()));
+        match self.variant(&terms) {
+            Ok(variant) if may_stay => Judged::Renewed(entry, variant),
+            _ => Judged::Gone(entry),
+        }
+    }
+
+    fn cap(&self) -> usize {
+        self.case.config.max_object_bytes.min(self.case.shared.store.max_object_bytes())
+    }
+
+    /// By what the response varies, and its key. `Err`: the request's fields are too long for a key.
+    fn variant(&self, terms: &Terms) -> Result<Option<Variant>, ()> {
+        let Some(names) = &terms.vary else { return Ok(None) };
+        let until = terms.keep_until.max(self.case.now() + SPEC_LIFETIME);
+        let known = self.spec.as_ref().filter(|spec| spec.names == *names).cloned();
+        let spec = known.unwrap_or_else(|| Arc::new(VarySpec::new(names.clone(), until)));
+        let key = spec.key(&self.case.config.intake, &self.case.primary, &self.request).ok_or(())?;
+        Ok(Some((spec, key)))
+    }
+
+    /// Splits a response that may be stored in two: what its client gets, and what collects the body.
+    ///
+    /// # Errors
+    /// Hands the response back if there is no room to collect it.
+    pub(super) fn open<B: Body>(
+        &self,
+        response: Response<B>,
+        terms: &Terms,
+        audience: &Arc<Audience>,
+    ) -> Result<(Response<ResponseBody<B>>, Collector<B>), Response<B>> {
+        let known = terms.length.and_then(|length| usize::try_from(length).ok());
+        let set_aside = known.map_or(0, cost_of);
+        let (Ok(variant), Some(reservation)) = (self.variant(terms), self.case.shared.budget.reserve(set_aside)) else {
+            return Err(response);
+        };
+        let (mut parts, body) = response.into_parts();
+        let tags = tags(&parts.extensions).ok().flatten().unwrap_or_else(|| [].into());
+        let origin = Provenance { received: self.case.now(), stamp: self.stamp, tags };
+        let head = Arc::new(Head::new(parts.status, &parts.headers, terms, &origin));
+        // Without a length it is not known yet whether the body fits.
+        let mark = if known.is_some() && self.writable { Mark::Stored } else { Mark::Plain };
+        let writer = Writer::new(reservation, known.unwrap_or_else(|| self.cap()));
+        let (log, since, voided) = (writer.log().clone(), Instant::now(), self.voided);
+        let stream = Arc::new(Stream { head, variant, log, length: terms.length, since, voided });
+        let (collector, leading) = Collector::new(stream.clone(), body, writer, audience.listen());
+        let mut response = match present(&stream, &self.request, audience, self.case.now()) {
+            Some(response) => response,
+            None => {
+                forwarded(&mut parts.headers, self.forward, None, mark);
+                return Ok((Response::from_parts(parts, leading), collector));
+            }
+        };
+        forwarded(response.headers_mut(), self.forward, Some(parts.status), mark);
+        Ok((response, collector))
+    }
+
+    pub(super) fn pass<B>(&self, mut response: Response<B>) -> Response<ResponseBody<B>> {
+        forwarded(response.headers_mut(), self.forward, None, Mark::Plain);
+        response.map(ResponseBody::inner)
+    }
+
+    /// The answer from a stored response that a 304 has renewed.
+    pub(super) fn renewed<B>(&self, entry: &Entry, mark: Mark) -> Response<ResponseBody<B>> {
+        let mut response = entry.answer(self.case.asked.head, &self.request, self.case.now());
+        forwarded(response.headers_mut(), self.forward, Some(StatusCode::NOT_MODIFIED), mark);
+        response.map(ResponseBody::own)
+    }
+
+    /// What is stored, where it may stand in for an error.
+    pub(super) fn rescue<B>(&self, answered: Option<StatusCode>) -> Option<Response<ResponseBody<B>>> {
+        self.case.rescue(&self.request, &self.held, self.forward, answered)
+    }
+
+    pub(super) fn land(&self, entry: Arc<Entry>, variant: Option<Variant>) -> Arc<Landed> {
+        Arc::new(Landed { entry, variant, voided: self.voided })
+    }
+
+    /// The response to a HEAD renews what is stored for GET, where it speaks of that.
+    pub(super) fn learned_from_head<B>(&self, response: &Response<B>) -> Option<Arc<Landed>> {
+        let stored = self.held.own.as_ref().filter(|stored| speaks_of(response.headers(), stored))?;
+        if response.status() != stored.head.status {
+            return None;
+        }
+        match self.renew::<B>(stored, response.headers(), response.extensions()) {
+            Judged::Renewed(entry, variant) => Some(self.land(entry, variant)),
+            _ => None,
+        }
+    }
+
+    /// The stored response no longer holds, and there is no other in its place.
+    pub(super) async fn drop_stored(&self) {
+        let sources = self.case.sources(&self.request);
+        let key = self.spec.as_ref().and_then(|spec| spec.key(sources.intake, sources.primary, sources.request));
+        let _ = self.case.shared.store.remove(key.as_ref().unwrap_or(&self.case.primary)).wait().await;
+    }
+
+    /// Stores a whole response, unless its URL was invalidated since the request was forwarded.
+    pub(super) async fn keep(&self, landed: &Landed) {
+        let (shared, primary, took) = (&self.case.shared, &self.case.primary, self.began.elapsed());
+        // A store in memory is written here, where no invalidation can come between the look and the writing.
+        let begin = || (self.writable && !self.is_void(&landed.entry)).then(|| self.begin_to_store(landed));
+        let Some((response, spec)) = shared.flights.in_order(primary, begin) else { return };
+        let stored = self.put(response).await
+            && match spec {
+                Some(spec) => self.put(spec).await,
+                None => true,
+            };
+        if self.is_void(&landed.entry) {
+            // The invalidation came before the store had answered, and may have found nothing.
+            let _ = shared.store.remove(primary).wait().await;
+            // Whoever has read the spec meanwhile must not store with it.
+            shared.flights.note_voided(primary);
+        }
+        if stored {
+            let is_fresh = landed.entry.head.is_fresh(self.case.now());
+            for key in std::iter::once(primary).chain(landed.variant.as_ref().map(|(_, key)| key)) {
+                shared.flights.note_stored(key, is_fresh);
+            }
+            let key = landed.variant.as_ref().map_or(primary, |(_, key)| key);
+            if landed.entry.head.shared {
+                shared.flights.markers.mark(key, markers::Mark::Permitted, Instant::now());
+            } else {
+                shared.flights.markers.lift(key, markers::Mark::Permitted);
+            }
+            shared.metrics.fill_seconds.record(took.as_secs_f64());
+        }
+    }
+
+    fn is_void(&self, entry: &Entry) -> bool {
+        let shared = &self.case.shared;
+        shared.flights.voided(&self.case.primary) != self.voided
+            || shared.purges.verdict(self.stamp, &self.case.primary, &entry.head.tags) != Purged::No
+    }
+
+    /// The response, and where the URL's responses vary the spec after it: whoever finds that finds the response.
+    fn begin_to_store(&self, landed: &Landed) -> (Put, Option<Put>) {
+        let (store, primary) = (&*self.case.shared.store, &self.case.primary);
+        let response = Record(Kind::Response(landed.entry.clone()));
+        let Some((spec, key)) = &landed.variant else { return (store.put(primary, response), None) };
+        let current = match store.get(primary) {
+            Reply::Now(Ok(Some(Record(Kind::Vary(current))))) if current.generation == spec.generation => current,
+            _ => spec.clone(),
+        };
+        let put = store.put(key, response);
+        if current.variants.contains(key) && current.until >= landed.entry.head.keep_until {
+            return (put, Some(store.put(primary, Record(Kind::Vary(current)))));
+        }
+        let mut next = VarySpec::clone(&current);
+        next.until = next.until.max(landed.entry.head.keep_until);
+        if !next.variants.contains(key) {
+            next.variants.push(key.clone());
+        }
+        if next.variants.len() > MAX_VARIANTS {
+            // Without waiting: where it fails, the response expires in its own time.
+            drop(store.remove(&next.variants.remove(0)));
+        }
+        (put, Some(store.put(primary, Record(Kind::Vary(Arc::new(next))))))
+    }
+
+    async fn put(&self, put: Put) -> bool {
+        let stored = put.wait().await.is_ok();
+        if !stored {
+            self.case.shared.metrics.store_errors.increment(1);
+        }
+        stored
+    }
+
+    /// The URL has just been changed by this very request: what comes after counts from now.
+    pub(super) fn start_over(&mut self) {
+        self.voided = self.case.shared.flights.voided(&self.case.primary);
+        self.stamp = self.case.shared.purges.stamp(self.case.now());
+    }
+}
+
+/// The tags that the handler gave, if any.
+fn tags(extensions: &http::Extensions) -> Result<Option<Arc<[Box<str>]>>, TooMany> {
+    extensions.get::<CacheTags>().map(CacheTags::bounded).transpose()
+}
+
+type Put = Reply<Result<(), StoreFailure>>;
+
+/// What a client gets of a response that is being collected, where that is not simply all of it: a 304, or a part.
+pub(super) fn present<B>(
+    stream: &Stream,
+    request: &HeaderMap,
+    audience: &Arc<Audience>,
+    now: SystemTime,
+) -> Option<Response<ResponseBody<B>>> {
+    if stream.head.is_held_by(request) {
+        return Some(stream.head.not_modified(now, ResponseBody::own(Bytes::new())));
+    }
+    let length = stream.length?;
+    match stream.head.part(request, length) {
+        Selection::One(part) => {
+            let body = ResponseBody::part(Reader::starting_at(&stream.log, &part), &part, audience.listen());
+            let (mut parts, body) = stream.head.response(now, body).into_parts();
+            range::head_of_part(&part, length, &mut parts.status, &mut parts.headers);
+            Some(Response::from_parts(parts, body))
+        }
+        Selection::Unsatisfiable => {
+            let whole = stream.head.response(now, Bytes::new());
+            let mut refused = range::apply(Selection::Unsatisfiable, whole);
+            if let Ok(range) = http::HeaderValue::from_str(&format!("bytes */{length}")) {
+                refused.headers_mut().insert(http::header::CONTENT_RANGE, range);
+            }
+            Some(refused.map(ResponseBody::own))
+        }
+        Selection::Whole | Selection::Many(_) => None,
+    }
+}
+
+/// Variants that hold an entity tag, where the request's own variant is missing: it may be one of them.
+fn others(case: &Case, forward: Forward, known: Option<&Known>) -> Vec<Arc<Entry>> {
+    let Some(known) = known.filter(|_| forward == Forward::VaryMiss && !case.asked.head) else { return Vec::new() };
+    let shared = &case.shared;
+    let stored = |key: &Key| match shared.store.get(key) {
+        Reply::Now(Ok(Some(Record(Kind::Response(entry))))) => Some(entry),
+        _ => None,
+    };
+    let usable = |entry: &Arc<Entry>| {
+        entry.head.headers.contains_key(http::header::ETAG)
+            && entry.head.status == StatusCode::OK
+            && (entry.head.shared || !case.asked.credentials)
+            && shared.purges.verdict(entry.head.stamp, &case.primary, &entry.head.tags) != Purged::Hard
+    };
+    known.spec.variants.iter().rev().filter_map(stored).filter(usable).take(MAX_VALIDATED).collect()
+}
+
+/// Anything from 0 to 1, unpredictably; not asked for where it does not matter.
+fn random_part(jitter: f64) -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    if jitter == 0.0 {
+        return 0.0;
+    }
+    f64::from(u32::try_from(RandomState::new().hash_one(0) >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+}

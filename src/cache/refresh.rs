@@ -1,0 +1,59 @@
+//! Renews what was just served stale (RFC 5861 §3): one fetch, in the background, with the request of the client that
+//! asked.
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body::Body;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use super::body::BoxError;
+use super::case::Case;
+use super::fill::{BODY_PATIENCE, Fill, Place};
+use super::flight::Join;
+use super::layer::Fetching;
+use super::lookup::Miss;
+use super::markers::Mark;
+use super::metrics::Outcome;
+use super::plan::{Manner, Plan};
+
+/// Begins it, unless one is under way, or has just failed, or there is no room.
+pub(super) fn begin<S, B, ResBody>(mut case: Case, inner: S, mut parts: Parts, body: B, miss: Miss)
+where
+    S: Service<Request<B>, Response = Response<ResBody>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Send + 'static,
+    ResBody: Body<Data = Bytes> + Send + 'static,
+    ResBody::Error: Into<BoxError>,
+{
+    let Ok(runtime) = Handle::try_current() else { return };
+    let shared = case.shared.clone();
+    if shared.flights.markers.holds(&miss.key, Mark::HoldOff, Instant::now()) {
+        return;
+    }
+    let Join::Lead(seat) = shared.flights.join(&miss.key, &case.primary, miss.seen, shared.purges.epoch()) else {
+        return;
+    };
+    let Some(place) = Place::take(&shared) else { return seat.release() };
+    (case.asked.head, case.asked.range) = (false, false);
+    parts.method = Method::GET;
+    let key = miss.key.clone();
+    let plan = Plan::new(case, &mut parts, miss, Manner::Shared, true);
+    Fetching::note(&shared, &mut parts.extensions);
+    shared.metrics.refreshes.increment(1);
+    // Nobody else may want it.
+    let listener = seat.audience().listen();
+    let request = Request::from_parts(parts, body);
+    let (answer, _) = Fill { plan, seat, place, inner, request }.start(&runtime);
+    runtime.spawn(async move {
+        let answer = tokio::time::timeout(BODY_PATIENCE, answer).await;
+        let renewed = matches!(&answer, Ok(Ok((Outcome::Miss | Outcome::Revalidated, Ok(response)))) if response.status().as_u16() < 500);
+        if !renewed {
+            shared.flights.markers.mark(&key, Mark::HoldOff, Instant::now());
+        }
+        drop(listener);
+    });
+}

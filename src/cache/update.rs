@@ -1,0 +1,91 @@
+//! How a response without content renews a stored one (RFC 9111 §3.2, §4.3.4, §4.3.5), and what asks for it.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    LAST_MODIFIED, RANGE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::entry::Entry;
+
+/// More entity tags than this are not worth their bytes.
+const MAX_TAGS: usize = 16;
+
+/// The stored responses that a validation may find to hold.
+#[derive(Clone, Default)]
+pub(super) struct Held {
+    /// What is stored for the very request.
+    pub(super) own: Option<Arc<Entry>>,
+    /// What is stored for requests with other fields, where it has an entity tag.
+    pub(super) others: Vec<Arc<Entry>>,
+}
+
+impl Held {
+    /// Puts the conditions into a request, in place of its client's own and of its `Range`: the client is answered from
+    /// what comes. `false`: there is nothing to ask for.
+    pub(super) fn ask(&self, request: &mut HeaderMap) -> bool {
+        for name in [RANGE, IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+            request.remove(name);
+        }
+        let entries = self.own.iter().chain(&self.others);
+        let tags = entries.filter_map(|entry| entry.head.headers.get(ETAG)).take(MAX_TAGS);
+        let tags = tags.map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b", "[..]);
+        let modified = self.own.as_ref().and_then(|own| own.head.headers.get(LAST_MODIFIED));
+        let mut asked = false;
+        if let Some(tags) = HeaderValue::from_bytes(&tags).ok().filter(|tags| !tags.is_empty()) {
+            request.insert(IF_NONE_MATCH, tags);
+            asked = true;
+        }
+        if let Some(modified) = modified {
+            request.insert(IF_MODIFIED_SINCE, modified.clone());
+            asked = true;
+        }
+        asked
+    }
+
+    /// The stored response that a 304 speaks of: the one with its entity tag; where it has none, or none of ours, the
+    /// one that was asked for first.
+    pub(super) fn selected_by(&self, response: &HeaderMap) -> Option<&Arc<Entry>> {
+        let tag = response.get(ETAG).map(opaque);
+        let mut entries = self.own.iter().chain(&self.others);
+        let by_tag = entries.find(|entry| tag.is_some() && entry.head.headers.get(ETAG).map(opaque) == tag);
+        by_tag.or(self.own.as_ref()).or(self.others.first())
+    }
+}
+
+fn opaque(tag: &HeaderValue) -> &[u8] {
+    let tag = tag.as_bytes();
+    tag.strip_prefix(b"W/").unwrap_or(tag)
+}
+
+/// The stored fields, each replaced by the lines of the same name in `update`. Fields that describe the stored bytes
+/// stay; a `Date` is that of the update, or of its arrival.
+pub(super) fn freshened(stored: &HeaderMap, update: &HeaderMap, received: SystemTime) -> HeaderMap {
+    const OF_THE_CONTENT: [HeaderName; 3] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE];
+    let mut merged = stored.clone();
+    for name in update.keys().filter(|name| !OF_THE_CONTENT.contains(name)) {
+        merged.remove(name);
+        for line in update.get_all(name) {
+            merged.append(name.clone(), line.clone());
+        }
+    }
+    if !update.contains_key(DATE)
+        && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(received))
+    {
+        merged.insert(DATE, date);
+    }
+    merged
+}
+
+/// Whether the response to a HEAD speaks of the stored response (RFC 9111 §4.3.5).
+pub(super) fn speaks_of(head: &HeaderMap, stored: &Entry) -> bool {
+    let ours = &stored.head.headers;
+    let same = |name: &HeaderName| head.get(name).is_none() || head.get(name) == ours.get(name);
+    let length = head.get(CONTENT_LENGTH).map(HeaderValue::as_bytes);
+    let told = head.contains_key(ETAG) || head.contains_key(LAST_MODIFIED);
+    let same_length = length.is_none_or(|length| length == stored.body.len().to_string().as_bytes());
+    told && same(&ETAG) && same(&LAST_MODIFIED) && same_length
+}
