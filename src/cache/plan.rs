@@ -264,7 +264,8 @@ impl Plan {
     pub(super) async fn keep(&self, landed: &Landed) {
         let (shared, primary, took) = (&self.case.shared, &self.case.primary, self.began.elapsed());
         // A store in memory is written here, where no invalidation can come between the look and the writing.
-        let begin = || (self.writable && !self.is_void(&landed.entry)).then(|| self.begin_to_store(landed));
+        let may = || self.writable && !self.is_void(&landed.entry) && !self.is_overtaken(landed);
+        let begin = || may().then(|| self.begin_to_store(landed));
         let Some((response, spec)) = shared.flights.in_order(primary, begin) else { return };
         let stored = self.put(response).await
             && match spec {
@@ -296,6 +297,15 @@ impl Plan {
         let shared = &self.case.shared;
         shared.flights.voided(&self.case.primary) != self.voided
             || shared.purges.verdict(self.stamp, &self.case.primary, &entry.head.tags) != Purged::No
+    }
+
+    /// Whether the response to a request that was forwarded later is stored already, as far as the store tells at once.
+    fn is_overtaken(&self, landed: &Landed) -> bool {
+        let key = landed.variant.as_ref().map_or(&self.case.primary, |(_, key)| key);
+        match self.case.shared.store.get(key) {
+            Reply::Now(Ok(Some(Record(Kind::Response(stored))))) => stored.head.stamp > landed.entry.head.stamp,
+            _ => false,
+        }
     }
 
     /// The response, and where the URL's responses vary the spec after it: whoever finds that finds the response.

@@ -670,6 +670,31 @@ async fn a_fetch_outlives_every_client() {
     drop(cache);
 }
 
+#[tokio::test]
+async fn a_response_that_was_asked_for_earlier_replaces_no_later_one() {
+    let (hold, held) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let gates = (hold.clone(), held.clone());
+    let origin = Origin::new(move |n, _| {
+        let (hold, held) = gates.clone();
+        async move {
+            if n == 1 {
+                held.add_permits(1);
+                hold.acquire().await.unwrap().forget();
+            }
+            Ok(Response::builder().header("cache-control", "s-maxage=60").body(text(&n.to_string())).unwrap())
+        }
+    });
+    let cache = origin.cached();
+    let credentials = || request(Method::GET, "/", &[("authorization", "a")]);
+    // With credentials, and nothing known of the key: each goes alone.
+    let first = spawn(&cache, credentials());
+    held.acquire().await.unwrap().forget();
+    assert_eq!(send(&cache, credentials()).await.text(), "2");
+    hold.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap().text(), "1");
+    assert_eq!(send(&cache, get("/")).await.text(), "2");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_fetch_that_nobody_wants_ends_by_itself_after_a_while() {
     let (origin, gate) = gated(&[("cache-control", "max-age=60")]);
