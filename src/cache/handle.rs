@@ -1,12 +1,14 @@
 //! A cache seen from outside of its requests.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use super::clock::Clock;
+use super::intake::Intake;
 use super::layer::Shared;
 use super::metrics::Outcome;
-use super::purge::{Purge, What};
+use super::purge::{Purge, Url, What};
 
 /// Purges a cache and counts what it does; made by [`CacheLayer::handle`](super::CacheLayer::handle).
 ///
@@ -21,7 +23,8 @@ use super::purge::{Purge, What};
 /// a day) one in 40, than 2 million most. A name that is purged again and again counts once.
 ///
 /// It knows the process that it is in: other instances over the same Redis go on using what they have. Nor does it last:
-/// a restarted process may find in Redis what was purged before.
+/// a restarted process may find in Redis what was purged before. What another instance has stored is compared by its
+/// clock: where that is ahead, what it stored in the last so many seconds before a purge is spared.
 ///
 /// ```
 /// use std::time::Duration;
@@ -64,12 +67,13 @@ use super::purge::{Purge, What};
 #[derive(Clone)]
 pub struct CacheHandle {
     shared: Arc<Shared>,
+    intake: Arc<Intake>,
     clock: Clock,
 }
 
 impl CacheHandle {
-    pub(super) fn new(shared: Arc<Shared>, clock: Clock) -> Self {
-        Self { shared, clock }
+    pub(super) fn new(shared: Arc<Shared>, intake: Arc<Intake>, clock: Clock) -> Self {
+        Self { shared, intake, clock }
     }
 
     /// Purges for good: what it names is never served again, not even in place of an error. A [soft](Self::soft_purge)
@@ -88,8 +92,15 @@ impl CacheHandle {
     }
 
     fn remember(&self, purge: &Purge, soft: bool) {
+        let (purges, now) = (&self.shared.purges, self.clock.now());
         self.shared.metrics.purge(&purge.0);
-        self.shared.purges.purge(purge, soft, self.clock.now());
+        purges.purge(purge, soft, now);
+        // It is stored without the query parameters that do not count.
+        if let What::Url(Url { origin, target }) = &purge.0
+            && let Cow::Owned(kept) = self.intake.target(target)
+        {
+            purges.purge(&Purge(What::Url(Url { origin: origin.clone(), target: kept.into() })), soft, now);
+        }
     }
 
     /// What the cache holds, and what it has done so far.
@@ -138,6 +149,7 @@ pub struct CacheStats {
     pub collapsed: u64,
     /// Forwarded without a look.
     pub bypassed: u64,
-    /// Answered with a 502, because the requests that they waited for failed.
+    /// Answered with a 502, because the requests that they waited for failed; or with a 504, because nothing stored would
+    /// do and the request asked for nothing else (`only-if-cached`, where the policy obeys it).
     pub failed: u64,
 }

@@ -120,7 +120,7 @@ impl CacheLayer {
     /// What purges this cache and counts what it does: of this layer, its clones and their services.
     #[must_use]
     pub fn handle(&self) -> CacheHandle {
-        CacheHandle::new(self.shared.clone(), self.config.clock.clone())
+        CacheHandle::new(self.shared.clone(), self.config.intake.clone(), self.config.clock.clone())
     }
 
     /// Chooses what is stored and reused where RFC 9111 leaves a choice (default: [`CachePolicy::safe`]).
@@ -159,11 +159,12 @@ impl CacheLayer {
         self
     }
 
-    /// Takes up to this part of every lifetime off at random (0 to 1; default: 0), so that what was stored together does
-    /// not expire together.
+    /// Takes up to this part of every lifetime off at random (0 to 1; default: 0; what is no number counts as 0), so that
+    /// what was stored together does not expire together.
     #[must_use]
     pub fn ttl_jitter(mut self, part: f64) -> Self {
-        self.config.jitter = part.clamp(0.0, 1.0);
+        // Not `clamp`: that keeps NaN, which no duration can be multiplied by.
+        self.config.jitter = part.max(0.0).min(1.0);
         self
     }
 
@@ -198,7 +199,8 @@ impl CacheLayer {
     /// stored (default: the whole query). Adds up over calls.
     ///
     /// Parameters are what stands between `&`; names are compared byte for byte, undecoded. What is kept keeps its
-    /// bytes and its order, so `?a=1&b=2` and `?b=2&a=1` stay two keys.
+    /// bytes and its order, so `?a=1&b=2` and `?b=2&a=1` stay two keys. A purge of a URL by this layer's
+    /// [handle](Self::handle) finds what is stored for it, whatever other parameters it names.
     #[must_use]
     pub fn query_parameters(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let parameters = &mut Arc::make_mut(&mut self.config.intake).parameters;
@@ -207,10 +209,11 @@ impl CacheLayer {
     }
 
     /// Puts a request field into the key: it then reaches the handler also if it is one of those that are
-    /// [taken out](super#what-handlers-see) by default.
+    /// [taken out](super) by default (rule 3).
     ///
-    /// Unlike a field that `Vary` names, it makes two URLs of one: each value counts as another URL, is purged and
-    /// invalidated for itself, and no bound on variants applies.
+    /// Unlike a field that `Vary` names, it makes two URLs of one: each value counts as another URL, a request with an
+    /// unsafe method invalidates that of its own value only, and no bound on variants applies. A purge of the URL takes
+    /// them all.
     #[must_use]
     pub fn key_header(mut self, name: HeaderName) -> Self {
         Arc::make_mut(&mut self.config.intake).key_header(name);
