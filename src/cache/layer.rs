@@ -10,6 +10,7 @@ use http::{Extensions, HeaderName, Response};
 use tower_layer::Layer;
 
 use super::clock::Clock;
+use super::directives::MAX_DELTA_SECONDS;
 use super::flight::Flights;
 use super::handle::CacheHandle;
 use super::intake::Intake;
@@ -24,6 +25,8 @@ use crate::refusal::{Refusal, Refuse};
 const DEFAULT_MAX_OBJECT_BYTES: usize = 1 << 20;
 /// What does not exist may soon.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10);
+/// As good as for ever, and clocks can count it (RFC 9111 §1.2.2): 68 years.
+const LONGEST: Duration = Duration::from_secs(MAX_DELTA_SECONDS);
 
 /// Puts a response cache in front of a service.
 ///
@@ -136,7 +139,7 @@ impl CacheLayer {
     /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`.
     #[must_use]
     pub fn stale_while_revalidate(mut self, period: Duration) -> Self {
-        self.config.stale_while_revalidate = period;
+        self.config.stale_while_revalidate = period.min(LONGEST);
         self
     }
 
@@ -147,7 +150,7 @@ impl CacheLayer {
     /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`.
     #[must_use]
     pub fn stale_if_error(mut self, period: Duration) -> Self {
-        self.config.stale_if_error = period;
+        self.config.stale_if_error = period.min(LONGEST);
         self
     }
 
@@ -155,7 +158,7 @@ impl CacheLayer {
     /// limit). Nobody else gets an error by it: the fetch goes on.
     #[must_use]
     pub fn fetch_timeout(mut self, timeout: Duration) -> Self {
-        self.config.fetch_timeout = Some(timeout);
+        self.config.fetch_timeout = Some(timeout.min(LONGEST));
         self
     }
 

@@ -183,3 +183,25 @@ async fn a_purge_takes_all_values_of_a_field_in_the_key_and_a_change_only_its_ow
     layer.handle().purge(&Purge::url("http://shop.example/").unwrap());
     assert_eq!(hits().await, [false, false]);
 }
+
+/// For ever, as far as a clock goes.
+#[tokio::test]
+async fn the_longest_durations_do_what_they_say() {
+    const MAX: Duration = Duration::MAX;
+    let minute = || layer().ttl(Duration::from_secs(60));
+    for (name, layer) in [
+        ("ttl", layer().ttl(MAX).ttl_jitter(0.5)),
+        ("error", minute().stale_if_error(MAX)),
+        ("revalidate", minute().stale_while_revalidate(MAX)),
+        ("timeout", minute().fetch_timeout(MAX)),
+    ] {
+        let cache = layer.layer(Origin::with(&[]));
+        // The second waits for the first.
+        let both = join_all([send(&cache, get("/")), send(&cache, get("/"))]).await;
+        assert!(both.iter().all(|answer| answer.text() == "1"), "{name}");
+        assert!(send(&cache, get("/")).await.is_hit(), "{name}");
+    }
+    let cache = Origin::answering(|_, _| Response::builder().extension(CacheTtl(MAX)).header("etag", "\"a\"")).cached();
+    send(&cache, get("/")).await;
+    assert!(send(&cache, get("/")).await.is_hit(), "CacheTtl");
+}
