@@ -184,6 +184,29 @@ async fn a_purge_takes_all_values_of_a_field_in_the_key_and_a_change_only_its_ow
     assert_eq!(hits().await, [false, false]);
 }
 
+#[tokio::test]
+async fn what_a_soft_purge_made_stale_is_said_and_counted_to_be() {
+    let layer = layer().stale_while_revalidate(Duration::from_secs(60));
+    let cache = layer.layer(Origin::with(&[("cache-control", "max-age=60")]));
+    send(&cache, get("/")).await;
+    layer.handle().soft_purge(&Purge::everything());
+    let answer = send(&cache, get("/")).await;
+    assert_eq!((answer.text(), answer.cache_status()), ("1", "tower-scale; hit; ttl=0"));
+    assert_eq!((layer.handle().stats().hits, layer.handle().stats().stale), (0, 1));
+    eventually("renewed", async || send(&cache, get("/")).await.text() == "2").await;
+}
+
+#[tokio::test]
+async fn a_504_says_that_nothing_was_forwarded() {
+    let policy = CachePolicy::safe().request_directives(true);
+    let cache = layer().policy(policy).layer(Origin::with(&[("cache-control", "max-age=60")]));
+    let answer = send(&cache, request(Method::GET, "/", &[("cache-control", "only-if-cached")])).await;
+    assert_eq!(
+        (answer.status, answer.cache_status()),
+        (StatusCode::GATEWAY_TIMEOUT, "tower-scale; detail=only-if-cached")
+    );
+}
+
 /// For ever, as far as a clock goes.
 #[tokio::test]
 async fn the_longest_durations_do_what_they_say() {
