@@ -173,7 +173,6 @@ fn received(mut request: Request<Incoming>) -> Request<Incoming> {
     if let Some(peer) = peer.and_then(|peer| HeaderValue::try_from(peer.to_string()).ok()) {
         headers.insert(X_FORWARDED_FOR, peer);
     }
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     if let Ok(via) = HeaderValue::try_from(format!("{protocol} tower-scale")) {
         headers.append(header::VIA, via);
     }
@@ -311,6 +310,8 @@ impl Upstream {
         // Both are between the client and hyper's server: it decodes the chunks, and asks for them by `100 Continue`.
         head.headers.remove(header::TRANSFER_ENCODING);
         head.headers.remove(header::EXPECT);
+        // Behind the cache, which takes it out of what may be stored.
+        head.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
         Ok(head)
     }
 

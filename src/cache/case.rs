@@ -55,7 +55,8 @@ impl Case {
         match shared.judge(&self.asked, &self.primary, &entry, now) {
             Use::Fresh => Verdict::Answer(shared.answer(&self.asked, request, &entry, now)),
             Use::Renew => {
-                let response = shared.answer(&self.asked, request, &entry, now);
+                // Also what a soft purge has made stale before its time.
+                let response = shared.answer_stale(&self.asked, request, &entry, now);
                 let held = Held { own: Some(entry), others: Vec::new() };
                 Verdict::Renew(response, Miss { held, ..search.miss(sources, Forward::Stale) })
             }
@@ -144,15 +145,29 @@ impl Shared {
         entry: &Entry,
         now: SystemTime,
     ) -> Response<ResponseBody<B>> {
-        let mut response = entry.answer(asked.head, request, now);
-        if entry.head.is_fresh(now) {
-            status::hit(response.headers_mut(), entry.head.ttl(now));
-            self.metrics.count(Outcome::Hit);
-        } else {
-            status::stale_hit(response.headers_mut(), entry.head.stale_for(now));
-            let by_request = asked.control.as_ref().is_some_and(|control| control.max_stale.is_some());
-            self.metrics.stale(if by_request { Stale::Request } else { Stale::Revalidate });
+        if !entry.head.is_fresh(now) {
+            return self.answer_stale(asked, request, entry, now);
         }
+        let mut response = entry.answer(asked.head, request, now);
+        status::hit(response.headers_mut(), entry.head.ttl(now));
+        self.metrics.count(Outcome::Hit);
+        response.map(ResponseBody::own)
+    }
+
+    fn answer_stale<B>(
+        &self,
+        asked: &Asked,
+        request: &HeaderMap,
+        entry: &Entry,
+        now: SystemTime,
+    ) -> Response<ResponseBody<B>> {
+        let mut response = entry.answer(asked.head, request, now);
+        match entry.head.stale_for(now) {
+            0 => status::hit(response.headers_mut(), 0),
+            expired => status::stale_hit(response.headers_mut(), expired),
+        }
+        let by_request = asked.control.as_ref().is_some_and(|control| control.max_stale.is_some());
+        self.metrics.stale(if by_request { Stale::Request } else { Stale::Revalidate });
         response.map(ResponseBody::own)
     }
 }

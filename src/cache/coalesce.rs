@@ -121,7 +121,9 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
     };
     if case.asked.control.as_ref().is_some_and(|control| control.only_if_cached) {
         case.shared.count(Outcome::Failed);
-        return Turn::Answer(refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored));
+        let mut response = refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored);
+        status::not_stored(response.headers_mut());
+        return Turn::Answer(response);
     }
     if case.asked.range && miss.held.own.is_none() && !case.config.policy.store_partial {
         return Turn::Pass(miss.forward);

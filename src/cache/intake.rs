@@ -10,7 +10,7 @@ mod told;
 
 use std::borrow::Cow;
 
-use http::header::{ACCEPT_ENCODING, COOKIE, HOST};
+use http::header::{ACCEPT_ENCODING, COOKIE, HOST, USER_AGENT};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
@@ -57,6 +57,10 @@ impl Intake {
         }
         if *name == ACCEPT_ENCODING && !self.accept_encoding_as_is {
             return codings::canonical(request).map(|value| Cow::Borrowed(value.as_bytes()));
+        }
+        if *name == USER_AGENT {
+            // Its comments hold commas that separate nothing (RFC 9110 §10.1.5).
+            return list::as_they_stand(request.get_all(name));
         }
         list::joined(request.get_all(name))
     }
@@ -298,8 +302,9 @@ mod tests {
         assert_eq!(lines(&parts, "accept-encoding"), ["br;q=0.9, gzip"]);
     }
 
-    const GOVERNED: [&str; 11] = [
+    const GOVERNED: [&str; 12] = [
         "host",
+        "user-agent",
         "cookie",
         "accept-encoding",
         "x-forwarded-host",
@@ -373,7 +378,7 @@ mod tests {
             pinned: bool,
         ) {
             // The fields that the response varies by.
-            let varying = [COOKIE, ACCEPT_ENCODING, HeaderName::from_static("x-tenant")];
+            let varying = [COOKIE, ACCEPT_ENCODING, USER_AGENT, HeaderName::from_static("x-tenant")];
             let is_free = |name: &str| {
                 let unkeyed = intake.keyed.iter().all(|keyed| keyed.as_str() != name);
                 unkeyed && (name == "x-tenant" || (name == "accept-encoding" && intake.accept_encoding_as_is))

@@ -10,6 +10,7 @@ use http::{Extensions, HeaderName, Response};
 use tower_layer::Layer;
 
 use super::clock::Clock;
+use super::directives::MAX_DELTA_SECONDS;
 use super::flight::Flights;
 use super::handle::CacheHandle;
 use super::intake::Intake;
@@ -24,6 +25,8 @@ use crate::refusal::{Refusal, Refuse};
 const DEFAULT_MAX_OBJECT_BYTES: usize = 1 << 20;
 /// What does not exist may soon.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10);
+/// As good as for ever, and clocks can count it (RFC 9111 §1.2.2): 68 years.
+const LONGEST: Duration = Duration::from_secs(MAX_DELTA_SECONDS);
 
 /// Puts a response cache in front of a service.
 ///
@@ -120,7 +123,7 @@ impl CacheLayer {
     /// What purges this cache and counts what it does: of this layer, its clones and their services.
     #[must_use]
     pub fn handle(&self) -> CacheHandle {
-        CacheHandle::new(self.shared.clone(), self.config.clock.clone())
+        CacheHandle::new(self.shared.clone(), self.config.intake.clone(), self.config.clock.clone())
     }
 
     /// Chooses what is stored and reused where RFC 9111 leaves a choice (default: [`CachePolicy::safe`]).
@@ -136,7 +139,7 @@ impl CacheLayer {
     /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`.
     #[must_use]
     pub fn stale_while_revalidate(mut self, period: Duration) -> Self {
-        self.config.stale_while_revalidate = period;
+        self.config.stale_while_revalidate = period.min(LONGEST);
         self
     }
 
@@ -147,7 +150,7 @@ impl CacheLayer {
     /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`.
     #[must_use]
     pub fn stale_if_error(mut self, period: Duration) -> Self {
-        self.config.stale_if_error = period;
+        self.config.stale_if_error = period.min(LONGEST);
         self
     }
 
@@ -155,15 +158,16 @@ impl CacheLayer {
     /// limit). Nobody else gets an error by it: the fetch goes on.
     #[must_use]
     pub fn fetch_timeout(mut self, timeout: Duration) -> Self {
-        self.config.fetch_timeout = Some(timeout);
+        self.config.fetch_timeout = Some(timeout.min(LONGEST));
         self
     }
 
-    /// Takes up to this part of every lifetime off at random (0 to 1; default: 0), so that what was stored together does
-    /// not expire together.
+    /// Takes up to this part of every lifetime off at random (0 to 1; default: 0; what is no number counts as 0), so that
+    /// what was stored together does not expire together.
     #[must_use]
     pub fn ttl_jitter(mut self, part: f64) -> Self {
-        self.config.jitter = part.clamp(0.0, 1.0);
+        // Not `clamp`: that keeps NaN, which no duration can be multiplied by.
+        self.config.jitter = part.max(0.0).min(1.0);
         self
     }
 
@@ -198,7 +202,8 @@ impl CacheLayer {
     /// stored (default: the whole query). Adds up over calls.
     ///
     /// Parameters are what stands between `&`; names are compared byte for byte, undecoded. What is kept keeps its
-    /// bytes and its order, so `?a=1&b=2` and `?b=2&a=1` stay two keys.
+    /// bytes and its order, so `?a=1&b=2` and `?b=2&a=1` stay two keys. A purge of a URL by this layer's
+    /// [handle](Self::handle) finds what is stored for it, whatever other parameters it names.
     #[must_use]
     pub fn query_parameters(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let parameters = &mut Arc::make_mut(&mut self.config.intake).parameters;
@@ -207,10 +212,11 @@ impl CacheLayer {
     }
 
     /// Puts a request field into the key: it then reaches the handler also if it is one of those that are
-    /// [taken out](super#what-handlers-see) by default.
+    /// [taken out](super) by default (rule 3).
     ///
-    /// Unlike a field that `Vary` names, it makes two URLs of one: each value counts as another URL, is purged and
-    /// invalidated for itself, and no bound on variants applies.
+    /// Unlike a field that `Vary` names, it makes two URLs of one: each value counts as another URL, a request with an
+    /// unsafe method invalidates that of its own value only, and no bound on variants applies. A purge of the URL takes
+    /// them all.
     #[must_use]
     pub fn key_header(mut self, name: HeaderName) -> Self {
         Arc::make_mut(&mut self.config.intake).key_header(name);

@@ -117,12 +117,14 @@
 //! |---|---|
 //! | `Cache-Status: tower-scale; hit; ttl=57` | answered from the store, 57 s of freshness left |
 //! | `Cache-Status: tower-scale; hit; ttl=-3` | expired 3 s ago, and being renewed |
+//! | `Cache-Status: tower-scale; hit; ttl=0` | stale by a soft purge, and being renewed |
 //! | `Cache-Status: tower-scale; fwd=stale; fwd-status=304; stored` | validated (`fwd-status`: where the status that came is not the one that goes out) |
 //! | `Cache-Status: tower-scale; fwd=stale; fwd-status=503; detail=stale-if-error` | stored, instead of an error |
 //! | `Cache-Status: tower-scale; fwd=uri-miss; stored` | forwarded (reasons: `uri-miss`, `vary-miss`, `stale`); length known and accepted for storing. A body of unknown length may be stored without this mark |
 //! | `Cache-Status: tower-scale; fwd=uri-miss; collapsed` | answered with another request's response |
 //! | `Cache-Status: tower-scale; fwd=request` | stored, but not for requests with credentials, or not as fresh as the request asks |
 //! | `Cache-Status: tower-scale; fwd=method`, `fwd=bypass` | not looked up |
+//! | `Cache-Status: tower-scale; detail=only-if-cached` | a 504: not stored, and the request wants nothing else |
 //! | `Age` | on hits and collapsed responses |
 //!
 //! Ours is the last member (RFC 9211). Connection-specific fields are not stored; everything else is kept, line by line. A
@@ -132,7 +134,7 @@
 //!
 //! | name | kind | meaning |
 //! |---|---|---|
-//! | `cache_requests_total{outcome}` | counter | `hit`, `stale`, `revalidated`, `miss`, `collapsed`, `bypass` (no lookup), `failed` (502 of rule 11) |
+//! | `cache_requests_total{outcome}` | counter | `hit`, `stale`, `revalidated`, `miss`, `collapsed`, `bypass` (no lookup), `failed` (502 of rule 14, 504 of `only-if-cached`) |
 //! | `cache_stale_served_total{reason}` | counter | `revalidate`, `error`, `request`: what permitted it |
 //! | `cache_refreshes_total` | counter | fetches in the background |
 //! | `cache_purges_total{kind}` | counter | `url`, `prefix`, `tag`, `everything` |
@@ -161,7 +163,6 @@ mod date;
 mod directives;
 mod entry;
 mod fill;
-mod filter;
 mod flight;
 mod future;
 mod handle;
@@ -173,6 +174,7 @@ mod lookup;
 mod markers;
 mod memory;
 mod metrics;
+mod names;
 mod partial;
 mod plan;
 mod policy;

@@ -72,6 +72,11 @@ pub(super) fn forwarded(headers: &mut HeaderMap, forward: Forward, answered: Opt
     append(headers, HeaderValue::from_str(&format!("tower-scale; fwd={}{answered}{mark}", forward.as_str())));
 }
 
+/// Nothing stored will do, and the request forbids to forward it: neither a hit nor a forward.
+pub(super) fn not_stored(headers: &mut HeaderMap) {
+    headers.append(CACHE_STATUS, HeaderValue::from_static("tower-scale; detail=only-if-cached"));
+}
+
 /// A short text and a number as a value, with one allocation: this is the fast path.
 pub(super) fn numbered(text: &str, number: u64) -> Result<HeaderValue, InvalidHeaderValue> {
     let mut buffer = [0; 48];

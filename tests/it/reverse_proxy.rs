@@ -310,6 +310,7 @@ async fn who_asks_is_said_by_the_proxy_alone() {
         assert_eq!(seen.field(gone), None, "{gone}");
     }
     proxy.try_get("/", claims).await.expect("an answer");
+    assert_eq!(origin.last().field("x-forwarded-proto").as_deref(), Some("http"), "also where the cache stores");
     assert!(!origin.last().text.contains("evil") && !origin.last().text.contains("1.2.3.4"), "{}", origin.last().text);
 }
 

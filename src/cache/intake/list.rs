@@ -1,4 +1,4 @@
-//! Fields of which the cache knows only that they may be lists (RFC 9110 §5.6.1).
+//! Fields of which the cache knows only that they may be lists (RFC 9110 §5.6.1), or that they are none.
 
 use std::borrow::Cow;
 
@@ -19,6 +19,13 @@ pub(super) fn joined(lines: GetAll<'_, HeaderValue>) -> Option<Cow<'_, [u8]>> {
         whole.extend_from_slice(line);
     }
     Some(Cow::Owned(tight(&whole)))
+}
+
+/// All lines of a field that is no list, byte for byte. Who has one line never shares a value with who has two.
+pub(super) fn as_they_stand(lines: GetAll<'_, HeaderValue>) -> Option<Cow<'_, [u8]>> {
+    let mut lines = lines.into_iter().map(HeaderValue::as_bytes);
+    let first = lines.next()?;
+    Some(lines.fold(Cow::Borrowed(first), |whole, line| Cow::Owned([&*whole, line].join(&b'\t'))))
 }
 
 fn has_space_at_a_comma(value: &[u8]) -> bool {
