@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE};
+use http::header::{
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE,
+    VARY,
+};
 use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::date::parse as parse_date;
@@ -17,6 +20,8 @@ const MAX_HEURISTIC: Duration = Duration::from_secs(24 * 3600);
 /// What has expired but can be validated is kept for as long again as it was fresh, within these bounds.
 const MIN_KEPT: Duration = Duration::from_secs(3600);
 const MAX_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// More than any field can say.
+const FOREVER: Duration = Duration::from_secs(MAX_DELTA_SECONDS);
 
 /// A response's head, and what is known about how it came to be.
 pub(super) struct Exchange<'a> {
@@ -111,6 +116,9 @@ pub(super) fn states_lifetime(headers: &HeaderMap, policy: &CachePolicy) -> bool
 
 fn terms(exchange: &Exchange<'_>, rules: &Rules<'_>) -> Option<Terms> {
     let headers = exchange.headers;
+    if exchange.handler_ttl == Some(Duration::ZERO) {
+        return None;
+    }
     let targeted = CacheControl::targeted(headers, &rules.policy.targeted);
     let is_targeted = targeted.is_some();
     let control = targeted.unwrap_or_else(|| CacheControl::of(headers));
@@ -162,6 +170,10 @@ fn permitted(control: &CacheControl, status: StatusCode) -> Option<Vec<HeaderNam
         if let Fields::Named(names) = fields {
             without.extend(names.iter().cloned());
         }
+    }
+    // Without these it could not be told later for whom the rest is.
+    if without.contains(&VARY) || without.contains(&CACHE_CONTROL) {
+        return None;
     }
     (control.private != Fields::All).then_some(without)
 }
@@ -221,7 +233,7 @@ fn freshness(
     } else {
         default_ttl(exchange, rules).or_else(|| guessed_lifetime(exchange, rules, control).map(left))?
     };
-    let remaining = remaining.min(Duration::from_secs(MAX_DELTA_SECONDS));
+    let remaining = remaining.min(FOREVER);
     Some(Freshness { age, remaining: remaining.mul_f64(1.0 - rules.shortened), stated: is_stated })
 }
 
@@ -313,8 +325,8 @@ fn windows(rules: &Rules<'_>, control: &CacheControl) -> Windows {
     };
     Windows {
         strict: forbidden || by_s_maxage,
-        revalidate: window(control.stale_while_revalidate, rules.stale_while_revalidate),
-        error: window(control.stale_if_error, rules.stale_if_error),
+        revalidate: window(control.stale_while_revalidate, rules.stale_while_revalidate).min(FOREVER),
+        error: window(control.stale_if_error, rules.stale_if_error).min(FOREVER),
     }
 }
 
