@@ -72,6 +72,11 @@ pub(super) fn forwarded(headers: &mut HeaderMap, forward: Forward, answered: Opt
     append(headers, HeaderValue::from_str(&format!("tower-scale; fwd={}{answered}{mark}", forward.as_str())));
 }
 
+/// Neither a hit nor a forward: the client forbade the one, and nothing was there for the other.
+pub(super) fn not_forwarded(headers: &mut HeaderMap) {
+    append(headers, Ok(HeaderValue::from_static("tower-scale; detail=only-if-cached")));
+}
+
 /// A short text and a number as a value, with one allocation: this is the fast path.
 pub(super) fn numbered(text: &str, number: u64) -> Result<HeaderValue, InvalidHeaderValue> {
     let mut buffer = [0; 48];

@@ -25,6 +25,7 @@ use crate::support::eventually;
 use crate::support::redis_server::RedisServer;
 
 mod purge;
+mod renewal;
 
 type Body = axum::body::Body;
 type ReqBody = UnsyncBoxBody<Bytes, Infallible>;
