@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Response, StatusCode, response};
+use http::{HeaderMap, HeaderName, Response, StatusCode, response};
 use http_body::Body;
 use tokio::time::Instant;
 
@@ -173,8 +173,7 @@ impl Plan {
         let tags = tags(extensions).ok().flatten().unwrap_or_else(|| stored.head.tags.clone());
         let head = Head::new(status, &headers, &terms, &Provenance { received: now, stamp: self.stamp, tags });
         let entry = Arc::new(Entry::new(Arc::new(head), stored.body.clone()));
-        let own = update.iter().filter(|(name, _)| terms.without.contains(name));
-        let own = own.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let own = named(update, &terms.without);
         match self.variant(&terms) {
             Ok(variant) if may_stay => Judged::Renewed(Renewal { entry, variant, own }),
             _ => Judged::Gone(entry),
@@ -221,7 +220,10 @@ impl Plan {
         let stream = Arc::new(Stream { head, variant, log, length: terms.length, since, voided });
         let (collector, leading) = Collector::new(stream.clone(), body, writer, audience.listen());
         let mut response = match present(&stream, &self.request, audience, self.case.now()) {
-            Some(response) => response,
+            Some(mut response) => {
+                response.headers_mut().extend(named(&parts.headers, &terms.without));
+                response
+            }
             None => {
                 forwarded(&mut parts.headers, self.forward, None, mark);
                 return Ok((Response::from_parts(parts, leading), collector));
@@ -239,7 +241,7 @@ impl Plan {
     /// The answer from a stored response that a 304 has renewed.
     pub(super) fn renewed<B>(&self, renewal: &Renewal) -> Response<ResponseBody<B>> {
         let mut response = self.validated(&renewal.entry, Mark::Stored);
-        response.headers_mut().extend(renewal.own.iter().map(|(name, value)| (name.clone(), value.clone())));
+        response.headers_mut().extend(renewal.own.clone());
         response
     }
 
@@ -373,6 +375,12 @@ impl Plan {
         self.voided = self.case.shared.flights.voided(&self.case.primary);
         self.stamp = self.case.shared.purges.stamp(self.case.now());
     }
+}
+
+/// The lines of these names.
+fn named(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
+    let lines = headers.iter().filter(|(name, _)| names.contains(name));
+    lines.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// The tags that the handler gave, if any.

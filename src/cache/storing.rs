@@ -132,7 +132,7 @@ fn terms(exchange: &Exchange<'_>, rules: &Rules<'_>) -> Option<Terms> {
     if sets_cookie && !(rules.policy.store_set_cookie && freshness.stated) {
         return None;
     }
-    let windows = windows(rules, &control);
+    let windows = windows(rules, &control, &freshness);
     let can_be_validated =
         exchange.status == StatusCode::OK && (headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED));
     let fresh_until = exchange.now.checked_add(freshness.remaining)?;
@@ -211,6 +211,10 @@ struct Freshness {
     remaining: Duration,
     /// The response itself says how long.
     stated: bool,
+    /// It was stale when it came.
+    never_fresh: bool,
+    /// The layer's lifetime for what is missing, which nothing prolongs.
+    negative: bool,
 }
 
 /// `None`: nobody gave it a lifetime.
@@ -234,7 +238,11 @@ fn freshness(
         default_ttl(exchange, rules).or_else(|| guessed_lifetime(exchange, rules, control).map(left))?
     };
     let remaining = remaining.min(FOREVER);
-    Some(Freshness { age, remaining: remaining.mul_f64(1.0 - rules.shortened), stated: is_stated })
+    let missing = matches!(exchange.status, StatusCode::NOT_FOUND | StatusCode::GONE);
+    let negative = missing && !is_stated && exchange.handler_ttl.is_none() && rules.negative_ttl.is_some();
+    let never_fresh = remaining.is_zero();
+    let remaining = remaining.mul_f64(1.0 - rules.shortened);
+    Some(Freshness { age, remaining, stated: is_stated, never_fresh, negative })
 }
 
 fn default_ttl(exchange: &Exchange<'_>, rules: &Rules<'_>) -> Option<Duration> {
@@ -314,9 +322,13 @@ struct Windows {
 }
 
 /// RFC 5861, within RFC 9111 §4.2.4.
-fn windows(rules: &Rules<'_>, control: &CacheControl) -> Windows {
+fn windows(rules: &Rules<'_>, control: &CacheControl, freshness: &Freshness) -> Windows {
     let forbidden = control.must_revalidate || control.proxy_revalidate || control.no_cache == Fields::All;
     let by_s_maxage = control.s_maxage != Seconds::Absent;
+    let default =
+        |period: Duration, withheld: bool| if withheld || freshness.negative { Duration::ZERO } else { period };
+    let revalidate = default(rules.stale_while_revalidate, freshness.never_fresh);
+    let error = default(rules.stale_if_error, false);
     let window = |stated: Seconds, default: Duration| match stated {
         _ if forbidden => Duration::ZERO,
         Seconds::Valid(seconds) if !by_s_maxage || rules.policy.stale_beside_s_maxage => Duration::from_secs(seconds),
@@ -325,8 +337,8 @@ fn windows(rules: &Rules<'_>, control: &CacheControl) -> Windows {
     };
     Windows {
         strict: forbidden || by_s_maxage,
-        revalidate: window(control.stale_while_revalidate, rules.stale_while_revalidate).min(FOREVER),
-        error: window(control.stale_if_error, rules.stale_if_error).min(FOREVER),
+        revalidate: window(control.stale_while_revalidate, revalidate).min(FOREVER),
+        error: window(control.stale_if_error, error).min(FOREVER),
     }
 }
 

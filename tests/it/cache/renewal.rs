@@ -368,3 +368,45 @@ async fn a_compressed_variant_never_answers_who_cannot_read_it() {
     let answer = send(&cache, get("/")).await;
     assert_eq!(answer.text(), "plain", "{answer:?}");
 }
+
+#[tokio::test]
+async fn fields_for_one_client_reach_it_also_by_a_304_of_ours() {
+    let origin =
+        Origin::with(&[("cache-control", "max-age=60, private=\"x-user\""), ("etag", "\"a\""), ("x-user", "1")]);
+    let cache = origin.cached();
+    let first = send(&cache, asking(&[("if-none-match", "\"a\"")])).await;
+    assert_eq!((first.status.as_u16(), &first.headers["x-user"]), (304, &"1".parse().unwrap()));
+    let second = send(&cache, get("/")).await;
+    assert!(second.is_hit() && !second.headers.contains_key("x-user"), "{second:?}");
+}
+
+#[tokio::test]
+async fn what_was_never_fresh_is_not_served_stale_by_default() {
+    for fields in [
+        &[("cache-control", "max-age=0")] as &[_],
+        &[("cache-control", "max-age=0"), ("etag", "\"a\"")],
+        &[("expires", "0")],
+        &[],
+    ] {
+        let origin = Origin::with(fields);
+        for policy in [CachePolicy::safe(), CachePolicy::rfc9111()] {
+            let cache = layer().policy(policy).stale_while_revalidate(Duration::from_secs(60)).layer(origin.clone());
+            for _ in 0..2 {
+                assert!(!send(&cache, get("/")).await.is_hit(), "{fields:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_is_stored_for_ten_seconds_at_most() {
+    let hands = Hands::default();
+    let day = Duration::from_secs(24 * 3600);
+    let cache =
+        hands.on(layer()).negative_ttl(day).stale_while_revalidate(day).layer(script(&[(404, &[]), (200, &[])]));
+    send(&cache, get("/")).await;
+    hands.pass(9);
+    assert_eq!(send(&cache, get("/")).await.status, 404);
+    hands.pass(2);
+    assert_eq!(send(&cache, get("/")).await.status, 200);
+}
