@@ -52,7 +52,7 @@ impl Case {
         now: SystemTime,
     ) -> Verdict<B> {
         let (shared, sources) = (&self.shared, self.sources(request));
-        match shared.judge(&self.asked, &self.primary, &entry, now) {
+        match shared.judge(&self.config, &self.asked, &self.primary, &entry, now) {
             Use::Fresh => Verdict::Answer(shared.answer(&self.asked, request, &entry, now)),
             Use::Renew => {
                 // Also what a soft purge has made stale before its time.
@@ -128,12 +128,17 @@ impl Shared {
     }
 
     /// What a stored response may be used for.
-    pub(super) fn judge(&self, asked: &Asked, primary: &Key, entry: &Entry, now: SystemTime) -> Use {
+    pub(super) fn judge(&self, config: &Config, asked: &Asked, primary: &Key, entry: &Entry, now: SystemTime) -> Use {
         if asked.if_range && entry.head.status == StatusCode::PARTIAL_CONTENT {
             // The part may be stored; whether it is one of the whole that the client holds cannot be told.
             return Use::Withhold;
         }
-        let demand = Demand { credentials: asked.credentials, control: asked.control.as_ref(), now };
+        let demand = Demand {
+            credentials: asked.credentials,
+            control: asked.control.as_ref(),
+            targeted: &config.policy.targeted,
+            now,
+        };
         reuse::judge(&entry.head, self.purged(primary, entry), demand)
     }
 

@@ -118,11 +118,13 @@ fn is_success(status: StatusCode) -> bool {
     status.is_success() || status.is_redirection()
 }
 
-/// A reference against its base (RFC 3986 §5.2), as far as a key can tell: dot segments stay as they are.
+/// A reference against its base (RFC 3986 §5.2). Dot segments stay as they are in whole URLs.
 fn resolve(scheme: &str, host: &str, target: &str, reference: &str) -> Option<String> {
     let reference = reference.split('#').next()?;
     let path = target.split('?').next()?;
-    if reference.contains("://") {
+    if let Some((before, _)) = reference.split_once("://")
+        && !before.contains(['/', '?'])
+    {
         return Some(reference.to_owned());
     }
     if let Some(rest) = reference.strip_prefix("//") {
@@ -130,11 +132,29 @@ fn resolve(scheme: &str, host: &str, target: &str, reference: &str) -> Option<St
     }
     let absolute = match reference.as_bytes().first() {
         None => target.to_owned(),
-        Some(b'/') => reference.to_owned(),
+        Some(b'/') => without_dots(reference),
         Some(b'?') => format!("{path}{reference}"),
-        Some(_) => format!("{}/{reference}", path.rsplit_once('/')?.0),
+        Some(_) => without_dots(&format!("{}/{reference}", path.rsplit_once('/')?.0)),
     };
     Some(format!("{scheme}://{host}{absolute}"))
+}
+
+/// RFC 3986 §5.2.4, of a path from the root, with what follows it.
+fn without_dots(target: &str) -> String {
+    let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+    let mut kept = Vec::new();
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        if segment == ".." {
+            kept.pop();
+        }
+        match segment {
+            "." | ".." if segments.peek().is_some() => {}
+            "." | ".." => kept.push(""),
+            segment => kept.push(segment),
+        }
+    }
+    format!("/{}{query}", kept.join("/"))
 }
 
 impl Shared {
@@ -174,6 +194,12 @@ mod tests {
             ("d?x#f", "http://a/b/d?x"),
             ("?x", "http://a/b/c?x"),
             ("/d", "http://a/d"),
+            ("../d", "http://a/d"),
+            ("../../d/./e/..", "http://a/d/"),
+            (".", "http://a/b/"),
+            ("/./d/../e?f/../g", "http://a/e?f/../g"),
+            ("/d//e", "http://a/d//e"),
+            ("/d?e=http://f/g", "http://a/d?e=http://f/g"),
             ("//e/d", "http://e/d"),
             ("https://a/d", "https://a/d"),
         ] {

@@ -201,7 +201,7 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
 
 /// Waits for another request's response.
 async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, mut deadline: Instant) -> Turn<B> {
-    let patience = case.config.fetch_timeout.map(|timeout| Instant::now() + timeout);
+    let patience = case.config.fetch_timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut stale_by = patience.filter(|_| miss.held.own.is_some());
     loop {
         match ticket.phase() {
@@ -383,7 +383,11 @@ async fn fallen<B, E>(spare: &Spare, task: tokio::task::JoinHandle<()>) -> Answe
     }
     match ended {
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        _ => (Outcome::Failed, Ok(refuse(&spare.case, spare.caller.clone(), Reason::FillFailed))),
+        _ => {
+            let mut response = refuse(&spare.case, spare.caller.clone(), Reason::FillFailed);
+            status::forwarded(response.headers_mut(), spare.forward, None, Mark::Plain);
+            (Outcome::Failed, Ok(response))
+        }
     }
 }
 
@@ -397,7 +401,10 @@ async fn alone<S, B, ResBody>(
     writable: bool,
 ) -> Result<Response<ResponseBody<ResBody>>, S::Error>
 where
-    S: Service<Request<B>, Response = Response<ResBody>>,
+    S: Service<Request<B>, Response = Response<ResBody>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Send + 'static,
     ResBody: Body<Data = Bytes> + Send + 'static,
     ResBody::Error: Into<BoxError>,
 {
@@ -407,13 +414,36 @@ where
     let mut counted = Counted::new(&case.shared);
     let is_head = case.asked.head;
     let plan = Plan::new(case, &mut parts, miss, Manner::Alone, writable);
-    let called = CallWhenReady::new(inner, Request::from_parts(parts, body)).await;
+    let mut call = Box::pin(CallWhenReady::new(inner, Request::from_parts(parts, body)));
+    let called = match plan.case.config.fetch_timeout.zip(Handle::try_current().ok()) {
+        Some((timeout, runtime)) if plan.may_rescue() => match tokio::time::timeout(timeout, &mut call).await {
+            Ok(called) => called,
+            Err(_) => match plan.rescue(None) {
+                Some(stale) => {
+                    // The fetch goes on, as one in the background does.
+                    runtime.spawn(tokio::time::timeout(
+                        BODY_PATIENCE,
+                        async move { drop(settle(plan, call.await).await) },
+                    ));
+                    counted.outcome = Outcome::Stale;
+                    return Ok(stale);
+                }
+                None => call.await,
+            },
+        },
+        _ => call.await,
+    };
     match called {
         Ok(response) if is_head => {
-            if let Some(landed) = plan.learned_from_head(&response) {
-                plan.keep(&landed).await;
+            if response.status().is_server_error()
+                && let Some(stale) = plan.rescue(Some(response.status()))
+            {
+                counted.outcome = Outcome::Stale;
+                return Ok(stale);
             }
-            Ok(plan.pass(response))
+            let (head, body) = response.into_parts();
+            plan.learn_from_head(&head).await;
+            Ok(plan.pass(Response::from_parts(head, body)))
         }
         called => {
             let (outcome, answer) = settle(plan, called).await;

@@ -1,6 +1,8 @@
 //! Dates of fields, read as strictly as RFC 9110 §5.6.7 writes them.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::HeaderValue;
 
 /// `Wednesday, 09-Nov-94 08:49:37 GMT`
 const LONGEST: usize = 33;
@@ -22,6 +24,13 @@ pub(super) fn parse(value: &[u8]) -> Option<SystemTime> {
         time.copy_from_slice(b"23:59:59");
     }
     read(text).or_else(|| read_past_the_day_of_the_week(text))
+}
+
+/// As RFC 9110 prefers it. `None`: before 1970 or after 9999, where a clock is wrong and `httpdate` panics.
+pub(super) fn write(time: SystemTime) -> Option<HeaderValue> {
+    const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
+    time.duration_since(UNIX_EPOCH).ok().filter(|since| *since < YEAR_10000)?;
+    HeaderValue::from_str(&httpdate::fmt_http_date(time)).ok()
 }
 
 fn read(text: &[u8]) -> Option<SystemTime> {
@@ -59,8 +68,6 @@ fn capitalise(text: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
     use proptest::prelude::*;
 
     use super::*;
@@ -86,6 +93,16 @@ mod tests {
         }
         assert_eq!(seconds("Wednesday, 09-Nov-94 08:49:37 GMT"), Some(784_370_977));
         assert_eq!(seconds("Thursday, 18-Aug-50 02:01:18 GMT"), Some(2_544_400_878));
+    }
+
+    #[test]
+    fn no_clock_is_too_wrong_to_write() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(write(at(784_111_777)).unwrap(), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(write(at(253_402_300_799)).unwrap(), "Fri, 31 Dec 9999 23:59:59 GMT");
+        for wrong in [at(253_402_300_800), UNIX_EPOCH - Duration::from_secs(1)] {
+            assert_eq!(write(wrong), None);
+        }
     }
 
     #[test]

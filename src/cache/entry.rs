@@ -11,6 +11,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::conditional;
+use super::date;
 use super::range::{self, Selection};
 use super::status::numbered;
 use super::storing::Terms;
@@ -104,7 +105,7 @@ impl Head {
             headers.remove(name);
         }
         if !headers.contains_key(DATE)
-            && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(origin.received))
+            && let Some(date) = date::write(origin.received)
         {
             headers.insert(DATE, date);
         }

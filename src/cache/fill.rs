@@ -82,17 +82,20 @@ where
         Err(error) => return failed(&plan, None, || Err(error)),
     };
     match plan.judge(response) {
-        Judged::Renewed(entry, variant) => {
-            let response = plan.renewed(&entry, Mark::Stored);
-            plan.keep(&plan.land(entry, variant)).await;
+        Judged::Renewed(renewal) => {
+            let response = plan.renewed(&renewal);
+            plan.keep(&plan.land(renewal.entry, renewal.variant)).await;
             (Outcome::Revalidated, Ok(response))
         }
         Judged::Gone(entry) => {
             plan.drop_stored().await;
-            (Outcome::Revalidated, Ok(plan.renewed(&entry, Mark::Plain)))
+            (Outcome::Revalidated, Ok(plan.validated(&entry, Mark::Plain)))
         }
         Judged::Failed(response) => failed(&plan, Some(response.status()), || Ok(plan.pass(response))),
-        Judged::Uncacheable(response) => (Outcome::Miss, Ok(plan.pass(response))),
+        Judged::Uncacheable(response) => {
+            plan.supersede(response.status()).await;
+            (Outcome::Miss, Ok(plan.pass(response)))
+        }
         Judged::Storable(terms, response) => (Outcome::Miss, Ok(collect(plan, &terms, response))),
     }
 }
@@ -130,8 +133,10 @@ where
     B::Error: Into<BoxError>,
 {
     let stream = collector.stream().clone();
-    if let Collected::Whole(entry) = collector.collect().await {
-        plan.keep(&plan.land(entry, stream.variant.clone())).await;
+    match collector.collect().await {
+        Collected::Broken => {}
+        Collected::Unstorable => plan.supersede(stream.head.status).await,
+        Collected::Whole(entry) => plan.keep(&plan.land(entry, stream.variant.clone())).await,
     }
 }
 
@@ -187,9 +192,9 @@ impl<S, B> Fill<S, B> {
         };
         match plan.judge(response) {
             Judged::Storable(terms, response) => share(plan, seat, &terms, response, client).await,
-            Judged::Renewed(entry, variant) => {
-                let response = plan.renewed(&entry, Mark::Stored);
-                let landed = plan.land(entry, variant);
+            Judged::Renewed(renewal) => {
+                let response = plan.renewed(&renewal);
+                let landed = plan.land(renewal.entry, renewal.variant);
                 let seat = if landed.entry.head.is_fresh(plan.case.now()) {
                     seat.complete(landed.clone());
                     Some(seat)
@@ -204,9 +209,10 @@ impl<S, B> Fill<S, B> {
             Judged::Gone(entry) => {
                 plan.drop_stored().await;
                 give_way(&plan, seat);
-                let _ = client.send((Outcome::Revalidated, Ok(plan.renewed(&entry, Mark::Plain))));
+                let _ = client.send((Outcome::Revalidated, Ok(plan.validated(&entry, Mark::Plain))));
             }
             Judged::Uncacheable(response) => {
+                plan.supersede(response.status()).await;
                 give_way(&plan, seat);
                 let _ = client.send((Outcome::Miss, Ok(plan.pass(response))));
             }
@@ -279,7 +285,10 @@ where
     let stream = collector.stream().clone();
     match collector.collect().await {
         Collected::Broken => seat.fail(),
-        Collected::Unstorable => seat.refuse(),
+        Collected::Unstorable => {
+            plan.supersede(stream.head.status).await;
+            seat.refuse();
+        }
         Collected::Whole(entry) => {
             let landed = plan.land(entry, stream.variant.clone());
             seat.complete(landed.clone());

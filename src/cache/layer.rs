@@ -136,7 +136,8 @@ impl CacheLayer {
     /// Serves what has expired for this long, while one fetch renews it in the background (RFC 5861 §3), where the
     /// response does not say `stale-while-revalidate` itself (default: not at all).
     ///
-    /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`.
+    /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`, nor what was stale when it came
+    /// (`max-age=0`), nor what is stored by [`negative_ttl`](Self::negative_ttl).
     #[must_use]
     pub fn stale_while_revalidate(mut self, period: Duration) -> Self {
         self.config.stale_while_revalidate = period.min(LONGEST);
@@ -147,7 +148,8 @@ impl CacheLayer {
     /// [timeout](Self::fetch_timeout) (RFC 5861 §4), where the response does not say `stale-if-error` itself (default:
     /// not at all).
     ///
-    /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`.
+    /// Never what says `must-revalidate`, `proxy-revalidate`, `s-maxage` or `no-cache`, nor what is stored by
+    /// [`negative_ttl`](Self::negative_ttl).
     #[must_use]
     pub fn stale_if_error(mut self, period: Duration) -> Self {
         self.config.stale_if_error = period.min(LONGEST);

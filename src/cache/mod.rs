@@ -32,8 +32,9 @@
 //!    cache (RFC 9111 §5.2.1), and obeying it lets any client force misses.
 //! 9. **`Vary`**: variants have keys of their own, made of the combined lines of the named fields. At most 16 names, and 32
 //!    variants of one URL: beyond, the oldest goes.
-//! 10. **Validation**: what has expired is validated with its entity tag and date, a missing variant with the tags of the
-//!     others. A 304 renews the stored fields (RFC 9111 §3.2). What can be validated is kept beyond its time, for as long
+//! 10. **Validation**: what has expired is validated with its entity tag and date, a missing variant with the
+//!     strong tag of the latest other one that is not encoded. A 304 renews the stored fields (RFC 9111 §3.2), but for the
+//!     tag; a full response that is not stored itself outdates what was stored. What can be validated is kept beyond its time, for as long
 //!     again, at least an hour and at most a day.
 //! 11. **Stale** responses are served where the response (RFC 5861) or the layer allows it: at once, while one fetch renews
 //!     them in the background ([`stale_while_revalidate`](CacheLayer::stale_while_revalidate); after a failure, none for
@@ -123,6 +124,7 @@
 //! | `Cache-Status: tower-scale; fwd=uri-miss; stored` | forwarded (reasons: `uri-miss`, `vary-miss`, `stale`); length known and accepted for storing. A body of unknown length may be stored without this mark |
 //! | `Cache-Status: tower-scale; fwd=uri-miss; collapsed` | answered with another request's response |
 //! | `Cache-Status: tower-scale; fwd=request` | stored, but not for requests with credentials, or not as fresh as the request asks |
+//! | `Cache-Status: tower-scale; detail=only-if-cached` | 504: nothing stored, and the request forbids to forward it |
 //! | `Cache-Status: tower-scale; fwd=method`, `fwd=bypass` | not looked up |
 //! | `Cache-Status: tower-scale; detail=only-if-cached` | a 504: not stored, and the request wants nothing else |
 //! | `Age` | on hits and collapsed responses |

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Response, StatusCode, response};
 use http_body::Body;
 use tokio::time::Instant;
 
@@ -13,6 +13,7 @@ use super::audience::Audience;
 use super::body::ResponseBody;
 use super::case::Case;
 use super::collect::Collector;
+use super::conditional::is_same_strong_tag;
 use super::control::{CacheTags, CacheTtl, NoStore, TooMany};
 use super::entry::{Entry, Head, Kind, Provenance, Record};
 use super::flight::{Landed, Stream, Variant};
@@ -25,7 +26,7 @@ use super::range::{self, Selection};
 use super::status::{Forward, Mark, forwarded};
 use super::store::{Reply, StoreFailure};
 use super::storing::{Exchange, Rules, Terms, Verdict, assess};
-use super::update::{Held, freshened, speaks_of};
+use super::update::{Held, Likeness, compare, freshened};
 use super::vary::{Known, VarySpec};
 use crate::scope::Scope;
 
@@ -33,8 +34,6 @@ use crate::scope::Scope;
 const SPEC_LIFETIME: std::time::Duration = std::time::Duration::from_secs(3600);
 /// Responses per URL. Beyond: the oldest goes.
 const MAX_VARIANTS: usize = 32;
-/// Variants of a URL that one validation asks for.
-const MAX_VALIDATED: usize = 8;
 
 pub(super) struct Plan {
     pub(super) case: Case,
@@ -67,11 +66,19 @@ pub(super) enum Manner {
 /// What a response turned out to be.
 pub(super) enum Judged<B> {
     /// A stored response holds. It may be stored again, or (`None`) must go.
-    Renewed(Arc<Entry>, Option<Variant>),
+    Renewed(Renewal),
     Gone(Arc<Entry>),
     Storable(Terms, Response<B>),
     Uncacheable(Response<B>),
     Failed(Response<B>),
+}
+
+/// A stored response that holds, with the fields of its update.
+pub(super) struct Renewal {
+    pub(super) entry: Arc<Entry>,
+    pub(super) variant: Option<Variant>,
+    /// What the update says to its own client alone (`private` and `no-cache` with a list).
+    own: HeaderMap,
 }
 
 impl Plan {
@@ -106,6 +113,8 @@ impl Plan {
         let (status, length) = (response.status(), response.body().size_hint().exact());
         match self.assess(status, response.headers(), response.extensions(), length) {
             Verdict::Store(terms) => Judged::Storable(terms, response),
+            // Nobody can have it, but somebody may still have a better one.
+            Verdict::Uncacheable if status.is_server_error() => Judged::Failed(response),
             Verdict::Uncacheable => Judged::Uncacheable(response),
             Verdict::Failed => Judged::Failed(response),
         }
@@ -164,8 +173,9 @@ impl Plan {
         let tags = tags(extensions).ok().flatten().unwrap_or_else(|| stored.head.tags.clone());
         let head = Head::new(status, &headers, &terms, &Provenance { received: now, stamp: self.stamp, tags });
         let entry = Arc::new(Entry::new(Arc::new(head), stored.body.clone()));
+        let own = named(update, &terms.without);
         match self.variant(&terms) {
-            Ok(variant) if may_stay => Judged::Renewed(entry, variant),
+            Ok(variant) if may_stay => Judged::Renewed(Renewal { entry, variant, own }),
             _ => Judged::Gone(entry),
         }
     }
@@ -210,7 +220,10 @@ impl Plan {
         let stream = Arc::new(Stream { head, variant, log, length: terms.length, since, voided });
         let (collector, leading) = Collector::new(stream.clone(), body, writer, audience.listen());
         let mut response = match present(&stream, &self.request, audience, self.case.now()) {
-            Some(response) => response,
+            Some(mut response) => {
+                response.headers_mut().extend(named(&parts.headers, &terms.without));
+                response
+            }
             None => {
                 forwarded(&mut parts.headers, self.forward, None, mark);
                 return Ok((Response::from_parts(parts, leading), collector));
@@ -226,7 +239,14 @@ impl Plan {
     }
 
     /// The answer from a stored response that a 304 has renewed.
-    pub(super) fn renewed<B>(&self, entry: &Entry, mark: Mark) -> Response<ResponseBody<B>> {
+    pub(super) fn renewed<B>(&self, renewal: &Renewal) -> Response<ResponseBody<B>> {
+        let mut response = self.validated(&renewal.entry, Mark::Stored);
+        response.headers_mut().extend(renewal.own.clone());
+        response
+    }
+
+    /// The answer from a stored response that holds for this once.
+    pub(super) fn validated<B>(&self, entry: &Entry, mark: Mark) -> Response<ResponseBody<B>> {
         let mut response = entry.answer(self.case.asked.head, &self.request, self.case.now());
         forwarded(response.headers_mut(), self.forward, Some(StatusCode::NOT_MODIFIED), mark);
         response.map(ResponseBody::own)
@@ -237,19 +257,27 @@ impl Plan {
         self.case.rescue(&self.request, &self.held, self.forward, answered)
     }
 
+    /// Whether [`rescue`](Self::rescue) may find anything.
+    pub(super) fn may_rescue(&self) -> bool {
+        self.held.own.is_some()
+    }
+
     pub(super) fn land(&self, entry: Arc<Entry>, variant: Option<Variant>) -> Arc<Landed> {
         Arc::new(Landed { entry, variant, voided: self.voided })
     }
 
-    /// The response to a HEAD renews what is stored for GET, where it speaks of that.
-    pub(super) fn learned_from_head<B>(&self, response: &Response<B>) -> Option<Arc<Landed>> {
-        let stored = self.held.own.as_ref().filter(|stored| speaks_of(response.headers(), stored))?;
-        if response.status() != stored.head.status {
-            return None;
-        }
-        match self.renew::<B>(stored, response.headers(), response.extensions()) {
-            Judged::Renewed(entry, variant) => Some(self.land(entry, variant)),
-            _ => None,
+    /// The response to a HEAD renews what is stored for GET, where it speaks of that, and outdates what it contradicts
+    /// (RFC 9111 §4.3.5).
+    pub(super) async fn learn_from_head(&self, response: &response::Parts) {
+        let same_status = |stored: &&Arc<Entry>| stored.head.status == response.status;
+        let Some(stored) = self.held.own.as_ref().filter(same_status) else { return };
+        match compare(&response.headers, stored) {
+            Likeness::Same => match self.renew::<()>(stored, &response.headers, &response.extensions) {
+                Judged::Renewed(Renewal { entry, variant, .. }) => self.keep(&self.land(entry, variant)).await,
+                _ => self.supersede(response.status).await,
+            },
+            Likeness::Other if stored.head.is_fresh(self.case.now()) => self.supersede(response.status).await,
+            Likeness::Other | Likeness::Unknown => {}
         }
     }
 
@@ -258,6 +286,17 @@ impl Plan {
         let sources = self.case.sources(&self.request);
         let key = self.spec.as_ref().and_then(|spec| spec.key(sources.intake, sources.primary, sources.request));
         let _ = self.case.shared.store.remove(key.as_ref().unwrap_or(&self.case.primary)).wait().await;
+    }
+
+    /// A full response has come in place of the stored one (RFC 9111 §4.3.3), and is not stored itself: nobody gets the
+    /// outdated one any more. A response to credentials, or one that only says how this request was received, tells
+    /// nothing of it.
+    pub(super) async fn supersede(&self, status: StatusCode) {
+        let tells =
+            status.is_success() || matches!(status.as_u16(), 300..=303 | 305..=308 | 401 | 403 | 404 | 410 | 451);
+        if tells && self.held.own.is_some() && !self.case.asked.credentials {
+            self.drop_stored().await;
+        }
     }
 
     /// Stores a whole response, unless its URL was invalidated since the request was forwarded.
@@ -348,6 +387,12 @@ impl Plan {
     }
 }
 
+/// The lines of these names.
+fn named(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
+    let lines = headers.iter().filter(|(name, _)| names.contains(name));
+    lines.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
 /// The tags that the handler gave, if any.
 fn tags(extensions: &http::Extensions) -> Result<Option<Arc<[Box<str>]>>, TooMany> {
     extensions.get::<CacheTags>().map(CacheTags::bounded).transpose()
@@ -385,7 +430,9 @@ pub(super) fn present<B>(
     }
 }
 
-/// Variants that hold an entity tag, where the request's own variant is missing: it may be one of them.
+/// The latest variant with a strong entity tag, where the request's own variant is missing: it may be the same. One
+/// only, because a 304 without a tag would not tell which; not one with a content coding, because servers that compress
+/// give both forms one tag.
 fn others(case: &Case, forward: Forward, known: Option<&Known>) -> Vec<Arc<Entry>> {
     let Some(known) = known.filter(|_| forward == Forward::VaryMiss && !case.asked.head) else { return Vec::new() };
     let shared = &case.shared;
@@ -394,12 +441,13 @@ fn others(case: &Case, forward: Forward, known: Option<&Known>) -> Vec<Arc<Entry
         _ => None,
     };
     let usable = |entry: &Arc<Entry>| {
-        entry.head.headers.contains_key(http::header::ETAG)
+        entry.head.headers.get(http::header::ETAG).is_some_and(|tag| is_same_strong_tag(tag.as_bytes(), tag.as_bytes()))
+            && !entry.head.headers.contains_key(http::header::CONTENT_ENCODING)
             && entry.head.status == StatusCode::OK
             && (entry.head.shared || !case.asked.credentials)
             && shared.purges.verdict(entry.head.stamp, &case.primary, &entry.head.tags) != Purged::Hard
     };
-    known.spec.variants.iter().rev().filter_map(stored).filter(usable).take(MAX_VALIDATED).collect()
+    known.spec.variants.iter().rev().filter_map(stored).find(usable).into_iter().collect()
 }
 
 /// Anything from 0 to 1, unpredictably; not asked for where it does not matter.

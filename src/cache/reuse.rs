@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use http::HeaderName;
+
 use super::directives::{CacheControl, RequestControl};
 use super::entry::Head;
 use super::purge::Purged;
@@ -27,6 +29,8 @@ pub(super) struct Demand<'a> {
     pub(super) credentials: bool,
     /// Where the policy obeys it.
     pub(super) control: Option<&'a RequestControl>,
+    /// The policy's targeted fields.
+    pub(super) targeted: &'a [HeaderName],
     pub(super) now: SystemTime,
 }
 
@@ -41,7 +45,7 @@ pub(super) fn judge(head: &Head, purged: Purged, demand: Demand<'_>) -> Use {
     }
     let is_fresh = purged == Purged::No && head.is_fresh(now);
     match demand.control {
-        Some(control) if !suffices(head, control, is_fresh, now) => Use::Validate,
+        Some(control) if !suffices(head, control, demand.targeted, is_fresh, now) => Use::Validate,
         _ if is_fresh => Use::Fresh,
         Some(control) if purged == Purged::No && allows_stale(head, control, now) => Use::Fresh,
         _ if now < head.revalidate_until && head.revalidate_until > head.fresh_until => Use::Renew,
@@ -58,9 +62,11 @@ pub(super) fn is_better_than_an_error(head: &Head, purged: Purged, now: SystemTi
 
 /// Whether the response is young enough for the request (RFC 9111 §5.2.1). A reload does not doubt what is immutable
 /// (RFC 8246).
-fn suffices(head: &Head, control: &RequestControl, is_fresh: bool, now: SystemTime) -> bool {
+fn suffices(head: &Head, control: &RequestControl, targeted: &[HeaderName], is_fresh: bool, now: SystemTime) -> bool {
     let too_old = control.max_age.is_some_and(|limit| head.age(now).as_secs() > limit);
-    if (control.no_cache || too_old) && !(is_fresh && CacheControl::of(&head.headers).immutable) {
+    let is_immutable =
+        || CacheControl::targeted(&head.headers, targeted).unwrap_or_else(|| CacheControl::of(&head.headers)).immutable;
+    if (control.no_cache || too_old) && !(is_fresh && is_immutable()) {
         return false;
     }
     control.min_fresh.is_none_or(|least| is_fresh && head.ttl(now) >= least)
@@ -89,7 +95,7 @@ mod tests {
     }
 
     fn decide(head: &Head, purged: Purged, control: Option<&RequestControl>, seconds: u64) -> Use {
-        judge(head, purged, Demand { credentials: true, control, now: at(seconds) })
+        judge(head, purged, Demand { credentials: true, control, targeted: &[], now: at(seconds) })
     }
 
     #[test]
@@ -128,7 +134,7 @@ mod tests {
         let own = Head { shared: false, ..stored() };
         for seconds in [0, 10, 20] {
             assert_eq!(decide(&own, Purged::No, None, seconds), Use::Withhold);
-            let demand = Demand { credentials: false, control: None, now: at(seconds) };
+            let demand = Demand { credentials: false, control: None, targeted: &[], now: at(seconds) };
             assert_ne!(judge(&own, Purged::No, demand), Use::Withhold);
         }
     }
@@ -162,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_clock_far_behind_uses_nothing() {
-        let early = Demand { credentials: false, control: None, now: at(0) - Duration::from_secs(61) };
+        let early = Demand { credentials: false, control: None, targeted: &[], now: at(0) - Duration::from_secs(61) };
         assert_eq!(judge(&stored(), Purged::No, early), Use::Gone);
     }
 }

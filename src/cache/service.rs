@@ -80,7 +80,7 @@ where
             let sources = self.shared.sources(&self.config, &primary, request.headers());
             match Search::new(sources).now(sources, now) {
                 Ok(Found::Entry(entry, search)) => {
-                    if self.shared.judge(&asked, &primary, &entry, now) == Use::Fresh {
+                    if self.shared.judge(&self.config, &asked, &primary, &entry, now) == Use::Fresh {
                         return ResponseFuture::answered(self.shared.answer(&asked, request.headers(), &entry, now));
                     }
                     Looked::Found(Found::Entry(entry, search))

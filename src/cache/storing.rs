@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE};
+use http::header::{
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE,
+    VARY,
+};
 use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::date::parse as parse_date;
@@ -17,6 +20,8 @@ const MAX_HEURISTIC: Duration = Duration::from_secs(24 * 3600);
 /// What has expired but can be validated is kept for as long again as it was fresh, within these bounds.
 const MIN_KEPT: Duration = Duration::from_secs(3600);
 const MAX_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// More than any field can say.
+const FOREVER: Duration = Duration::from_secs(MAX_DELTA_SECONDS);
 
 /// A response's head, and what is known about how it came to be.
 pub(super) struct Exchange<'a> {
@@ -111,6 +116,9 @@ pub(super) fn states_lifetime(headers: &HeaderMap, policy: &CachePolicy) -> bool
 
 fn terms(exchange: &Exchange<'_>, rules: &Rules<'_>) -> Option<Terms> {
     let headers = exchange.headers;
+    if exchange.handler_ttl == Some(Duration::ZERO) {
+        return None;
+    }
     let targeted = CacheControl::targeted(headers, &rules.policy.targeted);
     let is_targeted = targeted.is_some();
     let control = targeted.unwrap_or_else(|| CacheControl::of(headers));
@@ -124,7 +132,7 @@ fn terms(exchange: &Exchange<'_>, rules: &Rules<'_>) -> Option<Terms> {
     if sets_cookie && !(rules.policy.store_set_cookie && freshness.stated) {
         return None;
     }
-    let windows = windows(rules, &control);
+    let windows = windows(rules, &control, &freshness);
     let can_be_validated =
         exchange.status == StatusCode::OK && (headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED));
     let fresh_until = exchange.now.checked_add(freshness.remaining)?;
@@ -163,6 +171,10 @@ fn permitted(control: &CacheControl, status: StatusCode) -> Option<Vec<HeaderNam
             without.extend(names.iter().cloned());
         }
     }
+    // Without these it could not be told later for whom the rest is.
+    if without.contains(&VARY) || without.contains(&CACHE_CONTROL) {
+        return None;
+    }
     (control.private != Fields::All).then_some(without)
 }
 
@@ -199,6 +211,10 @@ struct Freshness {
     remaining: Duration,
     /// The response itself says how long.
     stated: bool,
+    /// It was stale when it came.
+    never_fresh: bool,
+    /// The layer's lifetime for what is missing, which nothing prolongs.
+    negative: bool,
 }
 
 /// `None`: nobody gave it a lifetime.
@@ -221,8 +237,12 @@ fn freshness(
     } else {
         default_ttl(exchange, rules).or_else(|| guessed_lifetime(exchange, rules, control).map(left))?
     };
-    let remaining = remaining.min(Duration::from_secs(MAX_DELTA_SECONDS));
-    Some(Freshness { age, remaining: remaining.mul_f64(1.0 - rules.shortened), stated: is_stated })
+    let remaining = remaining.min(FOREVER);
+    let missing = matches!(exchange.status, StatusCode::NOT_FOUND | StatusCode::GONE);
+    let negative = missing && !is_stated && exchange.handler_ttl.is_none() && rules.negative_ttl.is_some();
+    let never_fresh = remaining.is_zero();
+    let remaining = remaining.mul_f64(1.0 - rules.shortened);
+    Some(Freshness { age, remaining, stated: is_stated, never_fresh, negative })
 }
 
 fn default_ttl(exchange: &Exchange<'_>, rules: &Rules<'_>) -> Option<Duration> {
@@ -302,9 +322,13 @@ struct Windows {
 }
 
 /// RFC 5861, within RFC 9111 §4.2.4.
-fn windows(rules: &Rules<'_>, control: &CacheControl) -> Windows {
+fn windows(rules: &Rules<'_>, control: &CacheControl, freshness: &Freshness) -> Windows {
     let forbidden = control.must_revalidate || control.proxy_revalidate || control.no_cache == Fields::All;
     let by_s_maxage = control.s_maxage != Seconds::Absent;
+    let default =
+        |period: Duration, withheld: bool| if withheld || freshness.negative { Duration::ZERO } else { period };
+    let revalidate = default(rules.stale_while_revalidate, freshness.never_fresh);
+    let error = default(rules.stale_if_error, false);
     let window = |stated: Seconds, default: Duration| match stated {
         _ if forbidden => Duration::ZERO,
         Seconds::Valid(seconds) if !by_s_maxage || rules.policy.stale_beside_s_maxage => Duration::from_secs(seconds),
@@ -313,8 +337,8 @@ fn windows(rules: &Rules<'_>, control: &CacheControl) -> Windows {
     };
     Windows {
         strict: forbidden || by_s_maxage,
-        revalidate: window(control.stale_while_revalidate, rules.stale_while_revalidate),
-        error: window(control.stale_if_error, rules.stale_if_error),
+        revalidate: window(control.stale_while_revalidate, revalidate).min(FOREVER),
+        error: window(control.stale_if_error, error).min(FOREVER),
     }
 }
 

@@ -9,6 +9,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::date;
 use super::entry::Entry;
 
 /// More entity tags than this are not worth their bytes.
@@ -30,10 +31,11 @@ impl Held {
         for name in [RANGE, IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE] {
             request.remove(name);
         }
-        let entries = self.own.iter().chain(&self.others);
-        let tags = entries.filter_map(|entry| entry.head.headers.get(ETAG)).take(MAX_TAGS);
+        // A condition is about a success (RFC 9110 §13.2.1): a 304 would not mean that a stored 404 still holds.
+        let own = self.own.iter().filter(|own| own.head.status.is_success());
+        let tags = own.clone().chain(&self.others).filter_map(|entry| entry.head.headers.get(ETAG)).take(MAX_TAGS);
         let tags = tags.map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b", "[..]);
-        let modified = self.own.as_ref().and_then(|own| own.head.headers.get(LAST_MODIFIED));
+        let modified = own.clone().find_map(|own| own.head.headers.get(LAST_MODIFIED));
         let mut asked = false;
         if let Some(tags) = HeaderValue::from_bytes(&tags).ok().filter(|tags| !tags.is_empty()) {
             request.insert(IF_NONE_MATCH, tags);
@@ -62,30 +64,47 @@ fn opaque(tag: &HeaderValue) -> &[u8] {
 }
 
 /// The stored fields, each replaced by the lines of the same name in `update`. Fields that describe the stored bytes
-/// stay; a `Date` is that of the update, or of its arrival.
+/// stay, the entity tag among them: servers that compress weaken it for the 200 only, and a strong one would vouch for
+/// bytes it was never given for. A `Date` is that of the update, or of its arrival.
 pub(super) fn freshened(stored: &HeaderMap, update: &HeaderMap, received: SystemTime) -> HeaderMap {
-    const OF_THE_CONTENT: [HeaderName; 3] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE];
+    const OF_THE_CONTENT: [HeaderName; 4] =
+        [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, HeaderName::from_static("content-digest")];
     let mut merged = stored.clone();
-    for name in update.keys().filter(|name| !OF_THE_CONTENT.contains(name)) {
+    let stays = |name: &HeaderName| OF_THE_CONTENT.contains(name) || *name == ETAG && stored.contains_key(ETAG);
+    for name in update.keys().filter(|name| !stays(name)) {
         merged.remove(name);
         for line in update.get_all(name) {
             merged.append(name.clone(), line.clone());
         }
     }
     if !update.contains_key(DATE)
-        && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(received))
+        && let Some(date) = date::write(received)
     {
         merged.insert(DATE, date);
     }
     merged
 }
 
-/// Whether the response to a HEAD speaks of the stored response (RFC 9111 §4.3.5).
-pub(super) fn speaks_of(head: &HeaderMap, stored: &Entry) -> bool {
+/// What the response to a HEAD says of a stored response (RFC 9111 §4.3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Likeness {
+    /// They are one.
+    Same,
+    /// There is another in its place.
+    Other,
+    /// Nothing.
+    Unknown,
+}
+
+pub(super) fn compare(head: &HeaderMap, stored: &Entry) -> Likeness {
     let ours = &stored.head.headers;
     let same = |name: &HeaderName| head.get(name).is_none() || head.get(name) == ours.get(name);
     let length = head.get(CONTENT_LENGTH).map(HeaderValue::as_bytes);
     let told = head.contains_key(ETAG) || head.contains_key(LAST_MODIFIED);
     let same_length = length.is_none_or(|length| length == stored.body.len().to_string().as_bytes());
-    told && same(&ETAG) && same(&LAST_MODIFIED) && same_length
+    match same(&ETAG) && same(&LAST_MODIFIED) && same_length {
+        true if told => Likeness::Same,
+        true => Likeness::Unknown,
+        false => Likeness::Other,
+    }
 }

@@ -26,6 +26,7 @@ use crate::support::redis_server::RedisServer;
 
 mod purge;
 mod safety;
+mod renewal;
 
 type Body = axum::body::Body;
 type ReqBody = UnsyncBoxBody<Bytes, Infallible>;
