@@ -24,7 +24,12 @@ async fn one_users_response_is_not_anothers() {
             &[("authorization", "alice"), ("host", "a.example")],
             &[("authorization", "bob"), ("host", "b.example")],
         ),
-        ("tower-http-cache 0.6.1: Authorization", &[MINUTE], &[("authorization", "alice")], &[("authorization", "bob")]),
+        (
+            "tower-http-cache 0.6.1: Authorization",
+            &[MINUTE],
+            &[("authorization", "alice")],
+            &[("authorization", "bob")],
+        ),
         ("axum-response-cache 0.5.0", &[("cache-control", "private, no-store")], &[], &[]),
         ("http-cache-semantics 3.0.0: case", &[("cache-control", "Private, max-age=60")], &[], &[]),
         ("http-cache-semantics 3.0.0: case", &[("cache-control", "max-age=60, NO-STORE")], &[], &[]),
@@ -107,7 +112,8 @@ async fn a_change_is_never_replayed() {
 async fn the_query_is_part_of_the_url() {
     let origin = Origin::with(&[]);
     let cache = layer().ttl(seconds(60)).query_parameters(["id"]).layer(origin.clone());
-    for (path, body) in [("/q?id=1", "1"), ("/q?id=2", "2"), ("/q?id=1&x", "1"), ("/q?ID=1", "3"), ("/q?id=1&id=2", "4")]
+    for (path, body) in
+        [("/q?id=1", "1"), ("/q?id=2", "2"), ("/q?id=1&x", "1"), ("/q?ID=1", "3"), ("/q?id=1&id=2", "4")]
     {
         assert_eq!(send(&cache, get(path)).await.text(), body, "{path}");
     }
