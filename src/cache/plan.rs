@@ -375,9 +375,12 @@ pub(super) fn present<B>(
     }
 }
 
-/// Variants that hold an entity tag, where the request's own variant is missing: it may be one of them.
+/// Variants that hold an entity tag, where the request's own variant is missing: it may be one of them. Not where they
+/// vary by coding: what compresses responses commonly leaves their tags alike, and a 304 cannot tell which it means.
 fn others(case: &Case, forward: Forward, known: Option<&Known>) -> Vec<Arc<Entry>> {
-    let Some(known) = known.filter(|_| forward == Forward::VaryMiss && !case.asked.head) else { return Vec::new() };
+    let by_coding = |known: &&Known| known.spec.names.contains(&http::header::ACCEPT_ENCODING);
+    let known = known.filter(|known| forward == Forward::VaryMiss && !case.asked.head && !by_coding(known));
+    let Some(known) = known else { return Vec::new() };
     let shared = &case.shared;
     let stored = |key: &Key| match shared.store.get(key) {
         Reply::Now(Ok(Some(Record(Kind::Response(entry))))) => Some(entry),
