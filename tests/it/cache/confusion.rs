@@ -278,7 +278,7 @@ async fn nothing_splits_a_response() {
             let answer = send(&cache, request(Method::GET, "/%0d%0aset-cookie:%20a=b?%0d%0a", fields)).await;
             for (name, value) in &answer.headers {
                 let value = value.as_bytes();
-                assert!(!value.iter().any(|byte| byte.is_ascii_control()), "{name}: {value:?}");
+                assert!(!value.iter().any(u8::is_ascii_control), "{name}: {value:?}");
                 assert!(!value.windows(3).any(|part| part.eq_ignore_ascii_case(b"%0d")), "{name}: {value:?}");
             }
         }

@@ -192,9 +192,9 @@ async fn what_was_purged_hard_stands_in_for_nothing_and_soft_for_an_error() {
             send(&cache, get("/")).await;
             let purge = Purge::url("http://shop.example/").unwrap();
             if soft {
-                handle.soft_purge(&purge)
+                handle.soft_purge(&purge);
             } else {
-                handle.purge(&purge)
+                handle.purge(&purge);
             }
             let answer = spawn(&cache, get("/")).await;
             let stale = answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.status == 200));

@@ -143,7 +143,8 @@ async fn when_all_clients_leave_the_next_one_is_served() {
         let (answers, took) = timed(vec![spawn(&cache, get("/"))]).await;
         assert_eq!(answers[0].as_ref().unwrap().text(), "2");
         // Where the old fetch still ran, the new one gave it its five seconds.
-        assert!(took <= 5110, "after {wait} ms: {took} ms");
+        let most = if wait < 1000 { 5110 } else { 110 };
+        assert!(took <= most, "after {wait} ms: {took} ms");
     }
 }
 
