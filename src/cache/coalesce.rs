@@ -206,6 +206,7 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
     loop {
         match ticket.phase() {
             Phase::Running => {}
+            Phase::Vacant if case.asked.credentials && !ticket.is_permitted() => return Turn::Pass(miss.forward),
             Phase::Vacant => {
                 if let Some(stale) = rescued(case, parts, &miss) {
                     return Turn::Answer(stale);

@@ -224,11 +224,11 @@ impl<S, B> Fill<S, B> {
     }
 }
 
-/// The response is not for sharing. That of a request with credentials tells nothing about the others': one of them
+/// The response is not for sharing. That of a request with credentials tells nothing about those without: one of them
 /// tries.
 fn give_way(plan: &Plan, seat: Seat) {
     if plan.case.asked.credentials {
-        seat.fail();
+        seat.withdraw();
     } else {
         seat.refuse();
     }

@@ -258,6 +258,11 @@ impl Seat {
 
     /// Somebody else may try, if somebody waits.
     pub(super) fn fail(self) {}
+
+    /// Somebody without credentials may try: the permission for others is over.
+    pub(super) fn withdraw(self) {
+        self.flights.markers.lift(&self.flight.key, Mark::Permitted);
+    }
 }
 
 impl Drop for Seat {
@@ -304,6 +309,11 @@ impl Ticket {
     pub(super) fn claim(&self) -> Option<Seat> {
         let claimed = self.flight.course.adjust(Course::claim);
         claimed.then(|| self.flights.seat(self.flight.clone()))
+    }
+
+    /// Whether requests with credentials may still fetch for others.
+    pub(super) fn is_permitted(&self) -> bool {
+        self.flights.markers.holds(&self.flight.key, Mark::Permitted, Instant::now())
     }
 
     pub(super) fn audience(&self) -> &Arc<Audience> {

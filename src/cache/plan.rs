@@ -431,10 +431,12 @@ pub(super) fn present<B>(
 }
 
 /// The latest variant with a strong entity tag, where the request's own variant is missing: it may be the same. One
-/// only, because a 304 without a tag would not tell which; not one with a content coding, because servers that compress
-/// give both forms one tag.
+/// only, because a 304 without a tag would not tell which; none with a content coding, nor where variants differ by coding,
+/// because servers that compress give both forms one tag.
 fn others(case: &Case, forward: Forward, known: Option<&Known>) -> Vec<Arc<Entry>> {
-    let Some(known) = known.filter(|_| forward == Forward::VaryMiss && !case.asked.head) else { return Vec::new() };
+    let by_coding = |known: &&Known| known.spec.names.contains(&http::header::ACCEPT_ENCODING);
+    let known = known.filter(|known| forward == Forward::VaryMiss && !case.asked.head && !by_coding(known));
+    let Some(known) = known else { return Vec::new() };
     let shared = &case.shared;
     let stored = |key: &Key| match shared.store.get(key) {
         Reply::Now(Ok(Some(Record(Kind::Response(entry))))) => Some(entry),

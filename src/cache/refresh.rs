@@ -16,7 +16,6 @@ use super::flight::Join;
 use super::layer::Fetching;
 use super::lookup::Miss;
 use super::markers::Mark;
-use super::metrics::Outcome;
 use super::plan::{Manner, Plan};
 
 /// Begins it, unless one is under way, or has just failed, or there is no room.
@@ -34,13 +33,15 @@ where
     if shared.flights.markers.holds(&miss.key, Mark::HoldOff, Instant::now()) {
         return;
     }
+    // That the last response was not for sharing is no reason to leave the stale one as it is.
+    shared.flights.markers.lift(&miss.key, Mark::Unshared);
     let Join::Lead(seat) = shared.flights.join(&miss.key, &case.primary, miss.seen, shared.purges.epoch()) else {
         return;
     };
     let Some(place) = Place::take(&shared) else { return seat.release() };
     (case.asked.head, case.asked.range) = (false, false);
     parts.method = Method::GET;
-    let key = miss.key.clone();
+    let (key, stored) = (miss.key.clone(), shared.flights.stored(&miss.key));
     let plan = Plan::new(case, &mut parts, miss, Manner::Shared, true);
     Fetching::note(&shared, &mut parts.extensions);
     shared.metrics.refreshes.increment(1);
@@ -49,9 +50,9 @@ where
     let request = Request::from_parts(parts, body);
     let (answer, _) = Fill { plan, seat, place, inner, request }.start(&runtime);
     runtime.spawn(async move {
-        let answer = tokio::time::timeout(BODY_PATIENCE, answer).await;
-        let renewed = matches!(&answer, Ok(Ok((Outcome::Miss | Outcome::Revalidated, Ok(response)))) if response.status().as_u16() < 500);
-        if !renewed {
+        let _ = tokio::time::timeout(BODY_PATIENCE, answer).await;
+        // A body still on its way lifts the mark when it is stored.
+        if shared.flights.stored(&key) == stored {
             shared.flights.markers.mark(&key, Mark::HoldOff, Instant::now());
         }
         drop(listener);

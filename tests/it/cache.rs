@@ -24,9 +24,18 @@ use tower_scale::refusal::Reason;
 use crate::support::eventually;
 use crate::support::redis_server::RedisServer;
 
+mod bodies;
+mod coding;
+mod confusion;
+mod credentials;
+mod leaks;
 mod purge;
 mod safety;
 mod renewal;
+mod routes;
+mod stale;
+mod stampedes;
+mod time;
 
 type Body = axum::body::Body;
 type ReqBody = UnsyncBoxBody<Bytes, Infallible>;
