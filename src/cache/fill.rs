@@ -222,7 +222,7 @@ impl<S, B> Fill<S, B> {
 /// tries.
 fn give_way(plan: &Plan, seat: Seat) {
     if plan.case.asked.credentials {
-        seat.fail();
+        seat.decline();
     } else {
         seat.refuse();
     }

@@ -34,7 +34,8 @@ where
     if shared.flights.markers.holds(&miss.key, Mark::HoldOff, Instant::now()) {
         return;
     }
-    let Join::Lead(seat) = shared.flights.join(&miss.key, &case.primary, miss.seen, shared.purges.epoch()) else {
+    let Join::Lead(seat) = shared.flights.join_anyway(&miss.key, &case.primary, miss.seen, shared.purges.epoch())
+    else {
         return;
     };
     let Some(place) = Place::take(&shared) else { return seat.release() };
