@@ -408,10 +408,12 @@ where
     let called = CallWhenReady::new(inner, Request::from_parts(parts, body)).await;
     match called {
         Ok(response) if is_head => {
-            if let Some(landed) = plan.learned_from_head(&response) {
-                plan.keep(&landed).await;
+            let landed = plan.learned_from_head(&response);
+            let response = plan.pass(response);
+            if let Some(landed) = landed {
+                plan.keep_to_the_end(landed).await;
             }
-            Ok(plan.pass(response))
+            Ok(response)
         }
         called => {
             let (outcome, answer) = settle(plan, called).await;

@@ -84,7 +84,8 @@ where
     match plan.judge(response) {
         Judged::Renewed(entry, variant) => {
             let response = plan.renewed(&entry, Mark::Stored);
-            plan.keep(&plan.land(entry, variant)).await;
+            let landed = plan.land(entry, variant);
+            plan.keep_to_the_end(landed).await;
             (Outcome::Revalidated, Ok(response))
         }
         Judged::Gone(entry) => {

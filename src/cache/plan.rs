@@ -23,7 +23,7 @@ use super::markers;
 use super::purge::Purged;
 use super::range::{self, Selection};
 use super::status::{Forward, Mark, forwarded};
-use super::store::{Reply, StoreFailure};
+use super::store::{Reply, StoreFailure, finish};
 use super::storing::{Exchange, Rules, Terms, Verdict, assess};
 use super::update::{Held, freshened, speaks_of};
 use super::vary::{Known, VarySpec};
@@ -258,6 +258,12 @@ impl Plan {
         let sources = self.case.sources(&self.request);
         let key = self.spec.as_ref().and_then(|spec| spec.key(sources.intake, sources.primary, sources.request));
         let _ = self.case.shared.store.remove(key.as_ref().unwrap_or(&self.case.primary)).wait().await;
+    }
+
+    /// As [`keep`](Self::keep), to the end even if the future is dropped: who leaves between the writing and the second
+    /// look at invalidations would bring back what is void.
+    pub(super) async fn keep_to_the_end(self, landed: Arc<Landed>) {
+        let _ = finish(Box::pin(async move { self.keep(&landed).await })).await;
     }
 
     /// Stores a whole response, unless its URL was invalidated since the request was forwarded.
