@@ -1,9 +1,10 @@
 //! One request's business with one cache: what may be answered from what is stored.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Response, StatusCode};
+use tokio::runtime::Handle;
 
 use super::body::ResponseBody;
 use super::entry::Entry;
@@ -71,6 +72,11 @@ impl Case {
                 Verdict::Fetch(search.miss(sources, Forward::Stale))
             }
         }
+    }
+
+    /// How long a fetch may take before what is held stands in for it. It takes a timer.
+    pub(super) fn patience(&self, held: &Held) -> Option<Duration> {
+        self.config.fetch_timeout.filter(|_| held.own.is_some() && Handle::try_current().is_ok())
     }
 
     /// What is stored, where that may stand in for an error (RFC 5861 §4).

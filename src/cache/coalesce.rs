@@ -1,10 +1,14 @@
 //! The way of a request that was not answered from the store at once: look, then lead, follow, or go alone.
 
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -43,7 +47,7 @@ enum Turn<B> {
     /// Alone; its response may be stored.
     Alone(Miss),
     /// Alone, as it came.
-    Pass(Forward),
+    Pass(Forward, Held),
     /// The URL's responses vary, by this: what was looked for is another's.
     Again(Option<Known>),
 }
@@ -96,13 +100,16 @@ where
             refresh::begin(case, inner, parts, body, miss);
             return Ok(response);
         }
-        Turn::Pass(forward) => return pass(&case, inner, Request::from_parts(parts, body), forward).await,
-        Turn::Again(_) => return pass(&case, inner, Request::from_parts(parts, body), Forward::UriMiss).await,
+        Turn::Pass(forward, held) => return pass(&case, inner, Request::from_parts(parts, body), forward, held).await,
+        Turn::Again(_) => {
+            let request = Request::from_parts(parts, body);
+            return pass(&case, inner, request, Forward::UriMiss, Held::default()).await;
+        }
         Turn::Alone(miss) => miss,
         Turn::Lead(seat, miss) => {
             let Some((place, runtime)) = Place::take(&case.shared).zip(Handle::try_current().ok()) else {
                 seat.release();
-                return pass(&case, inner, Request::from_parts(parts, body), miss.forward).await;
+                return pass(&case, inner, Request::from_parts(parts, body), miss.forward, miss.held).await;
             };
             let spare = Spare::new(&case, &parts, &miss);
             let plan = Plan::new(case, &mut parts, miss, Manner::Shared, way.writable);
@@ -124,7 +131,7 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         return Turn::Answer(refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored));
     }
     if case.asked.range && miss.held.own.is_none() && !case.config.policy.store_partial {
-        return Turn::Pass(miss.forward);
+        return Turn::Pass(miss.forward, miss.held);
     }
     if !may_share(case, &miss) || Handle::try_current().is_err() {
         return Turn::Alone(miss);
@@ -138,7 +145,7 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         }
         Join::Unshared => Turn::Alone(miss),
         Join::LookAgain => Turn::Again(None),
-        Join::Full => Turn::Pass(miss.forward),
+        Join::Full => Turn::Pass(miss.forward, miss.held),
     }
 }
 
@@ -180,7 +187,7 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
     };
     match found {
         Ok(Found::Miss(miss)) => Ok(miss),
-        Ok(Found::NoKey) => Err(Turn::Pass(Forward::Bypass)),
+        Ok(Found::NoKey) => Err(Turn::Pass(Forward::Bypass, Held::default())),
         Ok(Found::Entry(entry, search)) => match case.decide(&parts.headers, entry, &search, now()) {
             Verdict::Answer(response) => Err(Turn::Answer(response)),
             Verdict::Renew(response, miss) => Err(Turn::Renew(response, miss)),
@@ -199,8 +206,7 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
 
 /// Waits for another request's response.
 async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, mut deadline: Instant) -> Turn<B> {
-    let patience = case.config.fetch_timeout.map(|timeout| Instant::now() + timeout);
-    let mut stale_by = patience.filter(|_| miss.held.own.is_some());
+    let mut stale_by = case.patience(&miss.held).map(|patience| Instant::now() + patience);
     loop {
         match ticket.phase() {
             Phase::Running => {}
@@ -213,7 +219,8 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
                 }
             }
             Phase::Streaming(stream) => {
-                if let Some(turn) = unfit(case, &stream.head, stream.variant.as_ref(), stream.voided, parts) {
+                if let Some(turn) = unfit(case, &stream.head, stream.variant.as_ref(), stream.voided, parts, &miss.held)
+                {
                     return turn;
                 }
                 if stream.length.is_some() {
@@ -223,13 +230,13 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
             }
             Phase::Complete(landed) => {
                 let Landed { entry, variant, voided } = &*landed;
-                if let Some(turn) = unfit(case, &entry.head, variant.as_ref(), *voided, parts) {
+                if let Some(turn) = unfit(case, &entry.head, variant.as_ref(), *voided, parts, &miss.held) {
                     return turn;
                 }
                 let response = entry.answer(case.asked.head, &parts.headers, case.now()).map(ResponseBody::own);
                 return Turn::Answer(collapsed(case, response, &miss));
             }
-            Phase::Released => return Turn::Pass(miss.forward),
+            Phase::Released => return Turn::Pass(miss.forward, miss.held),
             Phase::Failed => {
                 let caller = Caller::of_parts(&parts.headers, &parts.extensions);
                 return Turn::Answer(match rescued(case, parts, &miss) {
@@ -248,7 +255,7 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
         }
         match stale_by.take().and_then(|_| rescued(case, parts, &miss)) {
             Some(stale) => return Turn::Answer(stale),
-            None if Instant::now() >= deadline => return Turn::Pass(miss.forward),
+            None if Instant::now() >= deadline => return Turn::Pass(miss.forward, miss.held),
             None => {}
         }
     }
@@ -267,15 +274,16 @@ fn unfit<B>(
     variant: Option<&Variant>,
     voided: u64,
     parts: &Parts,
+    held: &Held,
 ) -> Option<Turn<B>> {
     if !head.is_fresh(case.now()) {
-        return Some(Turn::Pass(Forward::Stale));
+        return Some(Turn::Pass(Forward::Stale, held.clone()));
     }
     if case.shared.purges.verdict(head.stamp, &case.primary, &head.tags) != Purged::No {
         return Some(Turn::Again(None));
     }
     if case.asked.credentials && !head.shared {
-        return Some(Turn::Pass(Forward::Request));
+        return Some(Turn::Pass(Forward::Request, held.clone()));
     }
     let (spec, key) = variant?;
     let other = spec.key(&case.config.intake, &case.primary, &parts.headers).as_ref() != Some(key);
@@ -380,7 +388,7 @@ async fn fallen<B, E>(spare: &Spare, task: tokio::task::JoinHandle<()>) -> Answe
         return (Outcome::Stale, Ok(stale));
     }
     match ended {
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
         _ => (Outcome::Failed, Ok(refuse(&spare.case, spare.caller.clone(), Reason::FillFailed))),
     }
 }
@@ -400,14 +408,19 @@ where
     ResBody::Error: Into<BoxError>,
 {
     if case.asked.head && miss.held.own.is_none() {
-        return pass(&case, inner, Request::from_parts(parts, body), miss.forward).await;
+        return pass(&case, inner, Request::from_parts(parts, body), miss.forward, miss.held).await;
     }
     let mut counted = Counted::new(&case.shared);
     let is_head = case.asked.head;
+    let patience = case.patience(&miss.held);
     let plan = Plan::new(case, &mut parts, miss, Manner::Alone, writable);
-    let called = CallWhenReady::new(inner, Request::from_parts(parts, body)).await;
-    match called {
-        Ok(response) if is_head => {
+    let call = CallWhenReady::new(inner, Request::from_parts(parts, body));
+    match or_stale(patience, call, || plan.rescue(None)).await {
+        Err(stale) => {
+            counted.outcome = Outcome::Stale;
+            Ok(stale)
+        }
+        Ok(Ok(response)) if is_head => {
             let landed = plan.learned_from_head(&response);
             let response = plan.pass(response);
             if let Some(landed) = landed {
@@ -415,7 +428,7 @@ where
             }
             Ok(response)
         }
-        called => {
+        Ok(called) => {
             let (outcome, answer) = settle(plan, called).await;
             counted.outcome = outcome;
             answer
@@ -429,12 +442,67 @@ async fn pass<S, B, ResBody>(
     inner: S,
     request: Request<B>,
     forward: Forward,
+    held: Held,
 ) -> Result<Response<ResponseBody<ResBody>>, S::Error>
 where
     S: Service<Request<B>, Response = Response<ResBody>>,
 {
-    case.shared.metrics.count(Outcome::Miss);
-    let mut response = CallWhenReady::new(inner, request).await?;
-    status::forwarded(response.headers_mut(), forward, None, Mark::Plain);
-    Ok(response.map(ResponseBody::inner))
+    let mut counted = Counted::new(&case.shared);
+    let fields = if held.own.is_some() { request.headers().clone() } else { HeaderMap::new() };
+    let rescue = |answered| case.rescue(&fields, &held, forward, answered);
+    let call = CallWhenReady::new(inner, request);
+    let stale = match or_stale(case.patience(&held), call, || rescue(None)).await {
+        Err(stale) => stale,
+        Ok(called) => {
+            let mut response = called?;
+            let status = response.status();
+            match Some(status).filter(StatusCode::is_server_error).and_then(|status| rescue(Some(status))) {
+                Some(stale) => stale,
+                None => {
+                    status::forwarded(response.headers_mut(), forward, None, Mark::Plain);
+                    return Ok(response.map(ResponseBody::inner));
+                }
+            }
+        }
+    };
+    counted.outcome = Outcome::Stale;
+    Ok(stale)
+}
+
+/// Calls, unless what `rescue` finds can stand in: for an error, for a panic, or for what takes longer than `patience`.
+///
+/// # Errors
+/// The stale response; the call is then over.
+async fn or_stale<T, E, Stale>(
+    patience: Option<Duration>,
+    call: impl Future<Output = Result<T, E>>,
+    rescue: impl Fn() -> Option<Stale>,
+) -> Result<Result<T, E>, Stale> {
+    let mut call = pin!(call);
+    // After a panic it is polled no more.
+    let mut ended = pin!(poll_fn(|cx| {
+        match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    }));
+    let in_time = match patience {
+        None => None,
+        Some(patience) => match tokio::time::timeout(patience, &mut ended).await {
+            Ok(ended) => Some(ended),
+            Err(_) => match rescue() {
+                Some(stale) => return Err(stale),
+                None => None,
+            },
+        },
+    };
+    let ended = match in_time {
+        Some(ended) => ended,
+        None => ended.await,
+    };
+    match ended {
+        Ok(Ok(response)) => Ok(Ok(response)),
+        Ok(Err(error)) => rescue().map_or(Ok(Err(error)), Err),
+        Err(panic) => rescue().map_or_else(|| resume_unwind(panic), Err),
+    }
 }

@@ -55,6 +55,50 @@ async fn what_is_stale_from_the_start_is_renewed_in_the_background() {
     }
 }
 
+/// Paused time. What is stored is stale from the start, and may be served instead of errors.
+#[tokio::test(start_paused = true)]
+async fn who_goes_alone_has_the_stale_response_instead_of_an_error_too() {
+    for fail in 0..4 {
+        let origin = Origin::new(move |n, request| async move {
+            let answer = Response::builder();
+            match (n, fail) {
+                // The first is stored, the second releases those who wait for it.
+                (1 | 2, _) => tokio::time::sleep(Duration::from_secs(1)).await,
+                (_, 0) => std::future::pending().await,
+                (_, 1) => return Err(Broken(n)),
+                (_, 2) => return Ok(answer.status(503).body(text("busy")).unwrap()),
+                _ => panic!("the handler panics"),
+            }
+            let fields = answer.header("cache-control", "max-age=0, stale-if-error=60").header("etag", "\"a\"");
+            let is_second = request.headers().contains_key("if-none-match");
+            Ok(fields.status(if is_second { 304 } else { 200 }).body(text("1")).unwrap())
+        });
+        let layer = layer().fetch_timeout(Duration::from_secs(2));
+        let (handle, cache) = (layer.handle(), layer.layer(origin.clone()));
+        send(&cache, get("/")).await;
+        tokio::time::advance(Duration::from_secs(121)).await;
+        // The first asks for all; the others wait, and then go alone, as do those who come when it is known to be useless.
+        let waiting: Vec<_> = (0..3).map(|_| spawn(&cache, get("/"))).collect();
+        settle().await;
+        assert_eq!(origin.calls(), 2);
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let alone: Vec<_> = (0..2).map(|_| spawn(&cache, get("/"))).collect();
+        let answers = tokio::time::timeout(Duration::from_secs(10), join_all(waiting.into_iter().chain(alone))).await;
+        let answers = answers.expect("in time").into_iter().map(|answer| answer.expect("no panic").unwrap());
+        let statuses: Vec<_> = answers
+            .map(|answer| {
+                assert_eq!((answer.status, answer.text()), (StatusCode::OK, "1"), "{fail}");
+                answer.cache_status().to_owned()
+            })
+            .collect();
+        assert_eq!(origin.calls(), 6);
+        assert!(statuses[0].contains("fwd-status=304"), "{}", statuses[0]);
+        assert!(statuses[1..].iter().all(|status| status.contains("stale-if-error")), "{fail}: {statuses:?}");
+        let stats = handle.stats();
+        assert_eq!((stats.stale, stats.misses, stats.revalidated), (4, 1, 1));
+    }
+}
+
 /// A map that answers later: each write takes effect when it has a permit.
 #[derive(Debug, Clone)]
 struct Remote {
