@@ -101,17 +101,25 @@ impl Case {
 pub(super) struct Counted {
     shared: Arc<Shared>,
     pub(super) outcome: Outcome,
+    elsewhere: bool,
 }
 
 impl Counted {
     pub(super) fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: shared.clone(), outcome: Outcome::Miss }
+        Self { shared: shared.clone(), outcome: Outcome::Miss, elsewhere: false }
+    }
+
+    /// Somebody else counts it.
+    pub(super) fn leave_to_others(mut self) {
+        self.elsewhere = true;
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.shared.count(self.outcome);
+        if !self.elsewhere {
+            self.shared.count(self.outcome);
+        }
     }
 }
 

@@ -89,11 +89,15 @@ where
     let (mut parts, body) = request.into_parts();
     let mut way = Way { looked, known: None, writable: true, deadline: None };
     let mut turn = Turn::Again(None);
+    // Who leaves meanwhile has cost no fetch.
+    let mut counted = Counted::new(&case.shared);
+    counted.outcome = Outcome::Collapsed;
     for _ in 0..MAX_ROUNDS {
         let Turn::Again(known) = turn else { break };
         way.known = known;
         turn = next(&case, &mut parts, &mut way).await;
     }
+    counted.leave_to_others();
     let miss = match turn {
         Turn::Answer(response) => return Ok(response),
         Turn::Renew(response, miss) => {
@@ -127,8 +131,9 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         Err(turn) => return turn,
     };
     if case.asked.control.as_ref().is_some_and(|control| control.only_if_cached) {
+        let refused = refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored);
         case.shared.count(Outcome::Failed);
-        return Turn::Answer(refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored));
+        return Turn::Answer(refused);
     }
     if case.asked.range && miss.held.own.is_none() && !case.config.policy.store_partial {
         return Turn::Pass(miss.forward, miss.held);
@@ -242,8 +247,8 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
                 return Turn::Answer(match rescued(case, parts, &miss) {
                     Some(stale) => stale,
                     None => {
-                        case.shared.count(Outcome::Failed);
                         let mut response = refuse(case, caller, Reason::FillFailed);
+                        case.shared.count(Outcome::Failed);
                         status::forwarded(response.headers_mut(), miss.forward, None, Mark::Collapsed);
                         response
                     }

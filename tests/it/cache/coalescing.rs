@@ -213,3 +213,18 @@ async fn a_client_that_leaves_while_its_response_is_stored_brings_nothing_void_b
         assert!(!send(&cache, get("/")).await.is_hit(), "{head}");
     }
 }
+
+#[tokio::test]
+async fn who_leaves_while_it_waits_is_counted_once() {
+    let (origin, gate) = gated(&[("cache-control", "max-age=60")]);
+    let layer = layer();
+    let (handle, cache) = (layer.handle(), layer.layer(origin));
+    let [leads, waits, leaves] = [(); 3].map(|()| spawn(&cache, get("/")));
+    settle().await;
+    leaves.abort();
+    settle().await;
+    gate.add_permits(1);
+    leads.await.unwrap().unwrap();
+    waits.await.unwrap().unwrap();
+    assert_eq!((handle.stats().misses, handle.stats().collapsed), (1, 2));
+}
