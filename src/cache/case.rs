@@ -1,9 +1,10 @@
 //! One request's business with one cache: what may be answered from what is stored.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Response, StatusCode};
+use tokio::runtime::Handle;
 
 use super::body::ResponseBody;
 use super::entry::Entry;
@@ -74,6 +75,11 @@ impl Case {
         }
     }
 
+    /// How long a fetch may take before what is held stands in for it. It takes a timer.
+    pub(super) fn patience(&self, held: &Held) -> Option<Duration> {
+        self.config.fetch_timeout.filter(|_| held.own.is_some() && Handle::try_current().is_ok())
+    }
+
     /// What is stored, where that may stand in for an error (RFC 5861 §4).
     pub(super) fn rescue<B>(
         &self,
@@ -96,17 +102,25 @@ impl Case {
 pub(super) struct Counted {
     shared: Arc<Shared>,
     pub(super) outcome: Outcome,
+    elsewhere: bool,
 }
 
 impl Counted {
     pub(super) fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: shared.clone(), outcome: Outcome::Miss }
+        Self { shared: shared.clone(), outcome: Outcome::Miss, elsewhere: false }
+    }
+
+    /// Somebody else counts it.
+    pub(super) fn leave_to_others(mut self) {
+        self.elsewhere = true;
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.shared.count(self.outcome);
+        if !self.elsewhere {
+            self.shared.count(self.outcome);
+        }
     }
 }
 

@@ -1,10 +1,14 @@
 //! The way of a request that was not answered from the store at once: look, then lead, follow, or go alone.
 
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -23,7 +27,7 @@ use super::plan::{Manner, Plan, present};
 use super::purge::Purged;
 use super::refresh;
 use super::status::{self, Forward, Mark};
-use super::store::Reply;
+use super::store::{Reply, finish};
 use super::update::Held;
 use super::vary::Known;
 use crate::ready::CallWhenReady;
@@ -43,7 +47,7 @@ enum Turn<B> {
     /// Alone; its response may be stored.
     Alone(Miss),
     /// Alone, as it came.
-    Pass(Forward),
+    Pass(Forward, Held),
     /// The URL's responses vary, by this: what was looked for is another's.
     Again(Option<Known>),
 }
@@ -85,24 +89,31 @@ where
     let (mut parts, body) = request.into_parts();
     let mut way = Way { looked, known: None, writable: true, deadline: None };
     let mut turn = Turn::Again(None);
+    // Who leaves meanwhile has cost no fetch.
+    let mut counted = Counted::new(&case.shared);
+    counted.outcome = Outcome::Collapsed;
     for _ in 0..MAX_ROUNDS {
         let Turn::Again(known) = turn else { break };
         way.known = known;
         turn = next(&case, &mut parts, &mut way).await;
     }
+    counted.leave_to_others();
     let miss = match turn {
         Turn::Answer(response) => return Ok(response),
         Turn::Renew(response, miss) => {
             refresh::begin(case, inner, parts, body, miss);
             return Ok(response);
         }
-        Turn::Pass(forward) => return pass(&case, inner, Request::from_parts(parts, body), forward).await,
-        Turn::Again(_) => return pass(&case, inner, Request::from_parts(parts, body), Forward::UriMiss).await,
+        Turn::Pass(forward, held) => return pass(&case, inner, Request::from_parts(parts, body), forward, held).await,
+        Turn::Again(_) => {
+            let request = Request::from_parts(parts, body);
+            return pass(&case, inner, request, Forward::UriMiss, Held::default()).await;
+        }
         Turn::Alone(miss) => miss,
         Turn::Lead(seat, miss) => {
             let Some((place, runtime)) = Place::take(&case.shared).zip(Handle::try_current().ok()) else {
                 seat.release();
-                return pass(&case, inner, Request::from_parts(parts, body), miss.forward).await;
+                return pass(&case, inner, Request::from_parts(parts, body), miss.forward, miss.held).await;
             };
             let spare = Spare::new(&case, &parts, &miss);
             let plan = Plan::new(case, &mut parts, miss, Manner::Shared, way.writable);
@@ -120,13 +131,14 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         Err(turn) => return turn,
     };
     if case.asked.control.as_ref().is_some_and(|control| control.only_if_cached) {
+        let refused = refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored);
         case.shared.count(Outcome::Failed);
-        let mut response = refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored);
-        status::not_stored(response.headers_mut());
-        return Turn::Answer(response);
+        let mut refused = refused;
+        status::not_stored(refused.headers_mut());
+        return Turn::Answer(refused);
     }
     if case.asked.range && miss.held.own.is_none() && !case.config.policy.store_partial {
-        return Turn::Pass(miss.forward);
+        return Turn::Pass(miss.forward, miss.held);
     }
     if !may_share(case, &miss) || Handle::try_current().is_err() {
         return Turn::Alone(miss);
@@ -140,7 +152,7 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         }
         Join::Unshared => Turn::Alone(miss),
         Join::LookAgain => Turn::Again(None),
-        Join::Full => Turn::Pass(miss.forward),
+        Join::Full => Turn::Pass(miss.forward, miss.held),
     }
 }
 
@@ -182,7 +194,7 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
     };
     match found {
         Ok(Found::Miss(miss)) => Ok(miss),
-        Ok(Found::NoKey) => Err(Turn::Pass(Forward::Bypass)),
+        Ok(Found::NoKey) => Err(Turn::Pass(Forward::Bypass, Held::default())),
         Ok(Found::Entry(entry, search)) => match case.decide(&parts.headers, entry, &search, now()) {
             Verdict::Answer(response) => Err(Turn::Answer(response)),
             Verdict::Renew(response, miss) => Err(Turn::Renew(response, miss)),
@@ -201,12 +213,12 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
 
 /// Waits for another request's response.
 async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, mut deadline: Instant) -> Turn<B> {
-    let patience = case.config.fetch_timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut stale_by = patience.filter(|_| miss.held.own.is_some());
+    let patience = case.patience(&miss.held);
+    let mut stale_by = patience.and_then(|patience| Instant::now().checked_add(patience));
     loop {
         match ticket.phase() {
             Phase::Running => {}
-            Phase::Vacant if case.asked.credentials && !ticket.is_permitted() => return Turn::Pass(miss.forward),
+            Phase::Vacant if case.asked.credentials && !ticket.is_permitted() => return Turn::Pass(miss.forward, miss.held),
             Phase::Vacant => {
                 if let Some(stale) = rescued(case, parts, &miss) {
                     return Turn::Answer(stale);
@@ -216,7 +228,8 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
                 }
             }
             Phase::Streaming(stream) => {
-                if let Some(turn) = unfit(case, &stream.head, stream.variant.as_ref(), stream.voided, parts) {
+                if let Some(turn) = unfit(case, &stream.head, stream.variant.as_ref(), stream.voided, parts, &miss.held)
+                {
                     return turn;
                 }
                 if stream.length.is_some() {
@@ -226,20 +239,20 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
             }
             Phase::Complete(landed) => {
                 let Landed { entry, variant, voided } = &*landed;
-                if let Some(turn) = unfit(case, &entry.head, variant.as_ref(), *voided, parts) {
+                if let Some(turn) = unfit(case, &entry.head, variant.as_ref(), *voided, parts, &miss.held) {
                     return turn;
                 }
                 let response = entry.answer(case.asked.head, &parts.headers, case.now()).map(ResponseBody::own);
                 return Turn::Answer(collapsed(case, response, &miss));
             }
-            Phase::Released => return Turn::Pass(miss.forward),
+            Phase::Released => return Turn::Pass(miss.forward, miss.held),
             Phase::Failed => {
                 let caller = Caller::of_parts(&parts.headers, &parts.extensions);
                 return Turn::Answer(match rescued(case, parts, &miss) {
                     Some(stale) => stale,
                     None => {
-                        case.shared.count(Outcome::Failed);
                         let mut response = refuse(case, caller, Reason::FillFailed);
+                        case.shared.count(Outcome::Failed);
                         status::forwarded(response.headers_mut(), miss.forward, None, Mark::Collapsed);
                         response
                     }
@@ -251,7 +264,7 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
         }
         match stale_by.take().and_then(|_| rescued(case, parts, &miss)) {
             Some(stale) => return Turn::Answer(stale),
-            None if Instant::now() >= deadline => return Turn::Pass(miss.forward),
+            None if Instant::now() >= deadline => return Turn::Pass(miss.forward, miss.held),
             None => {}
         }
     }
@@ -270,15 +283,16 @@ fn unfit<B>(
     variant: Option<&Variant>,
     voided: u64,
     parts: &Parts,
+    held: &Held,
 ) -> Option<Turn<B>> {
     if !head.is_fresh(case.now()) {
-        return Some(Turn::Pass(Forward::Stale));
+        return Some(Turn::Pass(Forward::Stale, held.clone()));
     }
     if case.shared.purges.verdict(head.stamp, &case.primary, &head.tags) != Purged::No {
         return Some(Turn::Again(None));
     }
     if case.asked.credentials && !head.shared {
-        return Some(Turn::Pass(Forward::Request));
+        return Some(Turn::Pass(Forward::Request, held.clone()));
     }
     let (spec, key) = variant?;
     let other = spec.key(&case.config.intake, &case.primary, &parts.headers).as_ref() != Some(key);
@@ -383,7 +397,7 @@ async fn fallen<B, E>(spare: &Spare, task: tokio::task::JoinHandle<()>) -> Answe
         return (Outcome::Stale, Ok(stale));
     }
     match ended {
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
         _ => {
             let mut response = refuse(&spare.case, spare.caller.clone(), Reason::FillFailed);
             status::forwarded(response.headers_mut(), spare.forward, None, Mark::Plain);
@@ -410,29 +424,24 @@ where
     ResBody::Error: Into<BoxError>,
 {
     if case.asked.head && miss.held.own.is_none() {
-        return pass(&case, inner, Request::from_parts(parts, body), miss.forward).await;
+        return pass(&case, inner, Request::from_parts(parts, body), miss.forward, miss.held).await;
     }
     let mut counted = Counted::new(&case.shared);
     let is_head = case.asked.head;
+    let patience = case.patience(&miss.held);
     let plan = Plan::new(case, &mut parts, miss, Manner::Alone, writable);
-    let mut call = Box::pin(CallWhenReady::new(inner, Request::from_parts(parts, body)));
-    let called = match plan.case.config.fetch_timeout.zip(Handle::try_current().ok()) {
-        Some((timeout, runtime)) if plan.may_rescue() => match tokio::time::timeout(timeout, &mut call).await {
-            Ok(called) => called,
-            Err(_) => match plan.rescue(None) {
-                Some(stale) => {
-                    // The fetch goes on, as one in the background does.
-                    runtime.spawn(tokio::time::timeout(
-                        BODY_PATIENCE,
-                        async move { drop(settle(plan, call.await).await) },
-                    ));
-                    counted.outcome = Outcome::Stale;
-                    return Ok(stale);
-                }
-                None => call.await,
-            },
-        },
-        _ => call.await,
+    let call = Box::pin(CallWhenReady::new(inner, Request::from_parts(parts, body)));
+    let called = match or_stale(patience, call, || plan.rescue(None)).await {
+        Called::Ended(called) => called,
+        Called::Stale(stale, rest) => {
+            if let (Some(call), Ok(runtime), false) = (rest, Handle::try_current(), is_head) {
+                // The fetch goes on, as one in the background does.
+                let rest = async move { drop(settle(plan, call.await).await) };
+                runtime.spawn(tokio::time::timeout(BODY_PATIENCE, rest));
+            }
+            counted.outcome = Outcome::Stale;
+            return Ok(stale);
+        }
     };
     match called {
         Ok(response) if is_head => {
@@ -443,8 +452,9 @@ where
                 return Ok(stale);
             }
             let (head, body) = response.into_parts();
-            plan.learn_from_head(&head).await;
-            Ok(plan.pass(Response::from_parts(head, body)))
+            let passed = plan.pass(Response::from_parts(head.clone(), body));
+            finish(Box::pin(async move { plan.learn_from_head(&head).await })).await;
+            Ok(passed)
         }
         called => {
             let (outcome, answer) = settle(plan, called).await;
@@ -460,12 +470,80 @@ async fn pass<S, B, ResBody>(
     inner: S,
     request: Request<B>,
     forward: Forward,
+    held: Held,
 ) -> Result<Response<ResponseBody<ResBody>>, S::Error>
 where
     S: Service<Request<B>, Response = Response<ResBody>>,
 {
-    case.shared.metrics.count(Outcome::Miss);
-    let mut response = CallWhenReady::new(inner, request).await?;
-    status::forwarded(response.headers_mut(), forward, None, Mark::Plain);
-    Ok(response.map(ResponseBody::inner))
+    let mut counted = Counted::new(&case.shared);
+    let fields = if held.own.is_some() { request.headers().clone() } else { HeaderMap::new() };
+    let rescue = |answered| case.rescue(&fields, &held, forward, answered);
+    let call = Box::pin(CallWhenReady::new(inner, request));
+    let stale = match or_stale(case.patience(&held), call, || rescue(None)).await {
+        Called::Stale(stale, _) => stale,
+        Called::Ended(called) => {
+            let mut response = called?;
+            let status = response.status();
+            match Some(status).filter(StatusCode::is_server_error).and_then(|status| rescue(Some(status))) {
+                Some(stale) => stale,
+                None => {
+                    status::forwarded(response.headers_mut(), forward, None, Mark::Plain);
+                    return Ok(response.map(ResponseBody::inner));
+                }
+            }
+        }
+    };
+    counted.outcome = Outcome::Stale;
+    Ok(stale)
+}
+
+/// What became of a call.
+enum Called<F, T, E, Stale> {
+    Ended(Result<T, E>),
+    /// What is stored stands in; and the call, if it only takes too long.
+    Stale(Stale, Option<Pin<Box<F>>>),
+}
+
+/// Calls, unless what `rescue` finds can stand in: for an error, for a panic, or for what takes longer than `patience`.
+async fn or_stale<F, T, E, Stale>(
+    patience: Option<Duration>,
+    mut call: Pin<Box<F>>,
+    rescue: impl Fn() -> Option<Stale>,
+) -> Called<F, T, E, Stale>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    // After a panic it is polled no more.
+    let guarded = |call: &mut Pin<Box<F>>, cx: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| {
+        call.as_mut().poll(cx)
+    })) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    };
+    let in_time = match patience {
+        None => None,
+        Some(patience) => tokio::time::timeout(patience, poll_fn(|cx| guarded(&mut call, cx))).await.ok(),
+    };
+    let ended = match in_time {
+        Some(ended) => ended,
+        None => {
+            if patience.is_some()
+                && let Some(stale) = rescue()
+            {
+                return Called::Stale(stale, Some(call));
+            }
+            poll_fn(|cx| guarded(&mut call, cx)).await
+        }
+    };
+    match ended {
+        Ok(Ok(response)) => Called::Ended(Ok(response)),
+        Ok(Err(error)) => match rescue() {
+            Some(stale) => Called::Stale(stale, None),
+            None => Called::Ended(Err(error)),
+        },
+        Err(panic) => match rescue() {
+            Some(stale) => Called::Stale(stale, None),
+            None => resume_unwind(panic),
+        },
+    }
 }

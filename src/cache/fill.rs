@@ -84,7 +84,8 @@ where
     match plan.judge(response) {
         Judged::Renewed(renewal) => {
             let response = plan.renewed(&renewal);
-            plan.keep(&plan.land(renewal.entry, renewal.variant)).await;
+            let landed = plan.land(renewal.entry, renewal.variant);
+            plan.keep_to_the_end(landed).await;
             (Outcome::Revalidated, Ok(response))
         }
         Judged::Gone(entry) => {
@@ -228,7 +229,7 @@ impl<S, B> Fill<S, B> {
 /// tries.
 fn give_way(plan: &Plan, seat: Seat) {
     if plan.case.asked.credentials {
-        seat.withdraw();
+        seat.decline();
     } else {
         seat.refuse();
     }

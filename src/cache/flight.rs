@@ -152,6 +152,12 @@ impl Flights {
         if self.markers.holds(key, Mark::Unshared, Instant::now()) {
             return Join::Unshared;
         }
+        self.join_anyway(key, primary, seen, epoch)
+    }
+
+    /// As [`join`](Self::join), for a fetch whose client waits for nothing: also where the last response was not for
+    /// sharing, since what is served stale is still to be renewed.
+    pub(super) fn join_anyway(self: &Arc<Self>, key: &Key, primary: &Key, seen: u64, epoch: u64) -> Join {
         let mut table = lock(&self.table);
         let voided = self.voided(primary);
         if let Some(flight) = table.get(key).filter(|flight| flight.voided == voided && flight.epoch >= epoch) {
@@ -259,20 +265,26 @@ impl Seat {
     /// Somebody else may try, if somebody waits.
     pub(super) fn fail(self) {}
 
-    /// Somebody without credentials may try: the permission for others is over.
-    pub(super) fn withdraw(self) {
+    /// The response is that client's alone, since its request has credentials: somebody else may try, and in the end
+    /// everybody goes alone.
+    pub(super) fn decline(mut self) {
         self.flights.markers.lift(&self.flight.key, Mark::Permitted);
+        self.taken = false;
+        self.vacate(Course::decline);
+    }
+
+    fn vacate(&self, how: impl FnOnce(&mut Course) -> (bool, Option<Phase>)) {
+        let (over, _last) = self.flight.course.change(how);
+        if over {
+            self.flights.remove(&self.flight);
+        }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if !self.taken {
-            return;
-        }
-        let (over, _last) = self.flight.course.change(Course::fail);
-        if over {
-            self.flights.remove(&self.flight);
+        if self.taken {
+            self.vacate(Course::fail);
         }
     }
 }

@@ -14,7 +14,7 @@ use tower_service::Service;
 use super::body::{BoxError, ResponseBody};
 use super::change::{Change, Removal};
 use super::status::{self, Forward, Mark};
-use super::store::Reply;
+use super::store::{Reply, finish};
 use crate::ready::CallWhenReady;
 
 type Detour<B, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<B>>, E>> + Send>>;
@@ -92,7 +92,8 @@ where
     }
 }
 
-/// Waits until what has changed is forgotten; only then may the client learn that it has.
+/// Waits until what has changed is forgotten; only then may the client learn that it has. It has changed whether or not
+/// the client stays to learn it.
 async fn conclude<B, E>(
     change: Change,
     removal: Removal,
@@ -103,9 +104,13 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    if removal.wait().await.is_err() {
-        change.shared().metrics.store_errors.increment(1);
-    }
+    let shared = change.shared().clone();
+    let forgotten = async move {
+        if removal.wait().await.is_err() {
+            shared.metrics.store_errors.increment(1);
+        }
+    };
+    let _ = finish(Box::pin(forgotten)).await;
     Ok(change.finish(response).await.unwrap_or_else(|response| pass(response, forward)))
 }
 

@@ -157,7 +157,8 @@ impl CacheLayer {
     }
 
     /// Counts a fetch whose head takes longer as failed, for those who may have a stale response instead (default: no
-    /// limit). Nobody else gets an error by it: the fetch goes on.
+    /// limit). Nobody else gets an error by it: a fetch for everybody goes on; that of a request which goes alone ends, as
+    /// if its client had left.
     #[must_use]
     pub fn fetch_timeout(mut self, timeout: Duration) -> Self {
         self.config.fetch_timeout = Some(timeout.min(LONGEST));

@@ -136,7 +136,7 @@
 //!
 //! | name | kind | meaning |
 //! |---|---|---|
-//! | `cache_requests_total{outcome}` | counter | `hit`, `stale`, `revalidated`, `miss`, `collapsed`, `bypass` (no lookup), `failed` (502 of rule 14, 504 of `only-if-cached`) |
+//! | `cache_requests_total{outcome}` | counter | `hit`, `stale`, `revalidated`, `miss`, `collapsed`, `bypass` (no lookup), `failed` (502 of rule 14, 504 of `only-if-cached`); who leaves before it is answered or forwarded counts as `collapsed` |
 //! | `cache_stale_served_total{reason}` | counter | `revalidate`, `error`, `request`: what permitted it |
 //! | `cache_refreshes_total` | counter | fetches in the background |
 //! | `cache_purges_total{kind}` | counter | `url`, `prefix`, `tag`, `everything` |

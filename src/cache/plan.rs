@@ -24,7 +24,7 @@ use super::markers;
 use super::purge::Purged;
 use super::range::{self, Selection};
 use super::status::{Forward, Mark, forwarded};
-use super::store::{Reply, StoreFailure};
+use super::store::{Reply, StoreFailure, finish};
 use super::storing::{Exchange, Rules, Terms, Verdict, assess};
 use super::update::{Held, Likeness, compare, freshened};
 use super::vary::{Known, VarySpec};
@@ -297,6 +297,12 @@ impl Plan {
         if tells && self.held.own.is_some() && !self.case.asked.credentials {
             self.drop_stored().await;
         }
+    }
+
+    /// As [`keep`](Self::keep), to the end even if the future is dropped: who leaves between the writing and the second
+    /// look at invalidations would bring back what is void.
+    pub(super) async fn keep_to_the_end(self, landed: Arc<Landed>) {
+        let _ = finish(Box::pin(async move { self.keep(&landed).await })).await;
     }
 
     /// Stores a whole response, unless its URL was invalidated since the request was forwarded.

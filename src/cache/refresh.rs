@@ -33,9 +33,8 @@ where
     if shared.flights.markers.holds(&miss.key, Mark::HoldOff, Instant::now()) {
         return;
     }
-    // That the last response was not for sharing is no reason to leave the stale one as it is.
-    shared.flights.markers.lift(&miss.key, Mark::Unshared);
-    let Join::Lead(seat) = shared.flights.join(&miss.key, &case.primary, miss.seen, shared.purges.epoch()) else {
+    let Join::Lead(seat) = shared.flights.join_anyway(&miss.key, &case.primary, miss.seen, shared.purges.epoch())
+    else {
         return;
     };
     let Some(place) = Place::take(&shared) else { return seat.release() };

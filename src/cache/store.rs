@@ -1,10 +1,12 @@
 //! Where responses are kept.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::task::Poll;
 
 use http::Extensions;
+use tokio::runtime::Handle;
 
 pub use super::entry::Record;
 pub use super::key::Key;
@@ -167,6 +169,17 @@ impl<T> Reply<T> {
             Self::Now(value) => value,
             Self::Later(future) => future.await,
         }
+    }
+}
+
+/// Runs `work`, in a task of its own unless it ends at once: it goes on if the future is dropped.
+pub(super) async fn finish<T: Send + 'static>(mut work: Pin<Box<dyn Future<Output = T> + Send>>) -> Option<T> {
+    if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+        return Some(done);
+    }
+    match Handle::try_current() {
+        Ok(runtime) => runtime.spawn(work).await.ok(),
+        Err(_) => Some(work.await),
     }
 }
 

@@ -25,14 +25,15 @@ use crate::support::eventually;
 use crate::support::redis_server::RedisServer;
 
 mod bodies;
+mod coalescing;
 mod coding;
 mod confusion;
 mod credentials;
 mod leaks;
 mod purge;
-mod safety;
 mod renewal;
 mod routes;
+mod safety;
 mod stale;
 mod stampedes;
 mod time;

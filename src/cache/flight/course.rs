@@ -60,13 +60,23 @@ impl Course {
 
     /// The fetch has failed. Whether that was its end, and the last phase.
     pub(super) fn fail(&mut self) -> (bool, Option<Phase>) {
+        self.vacate(Phase::Failed)
+    }
+
+    /// What it brought was its client's alone. As [`fail`](Self::fail), but that is nobody's error.
+    pub(super) fn decline(&mut self) -> (bool, Option<Phase>) {
+        self.vacate(Phase::Released)
+    }
+
+    /// Somebody else may run it; where nobody waits, or enough have tried, it is `over`.
+    fn vacate(&mut self, at_the_end: Phase) -> (bool, Option<Phase>) {
         if matches!(self.phase, Phase::Complete(..)) {
             // Everybody has the response; only storing it was given up.
             return (true, None);
         }
         self.failures += 1;
         let over = self.failures > MAX_SUCCESSORS || self.waiters == 0;
-        (over, Some(self.tell(if over { Phase::Failed } else { Phase::Vacant })))
+        (over, Some(self.tell(if over { at_the_end } else { Phase::Vacant })))
     }
 
     /// One does not wait any more. Whether that was the end: it was the last, and nobody leads.
