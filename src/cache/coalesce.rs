@@ -218,7 +218,9 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
     loop {
         match ticket.phase() {
             Phase::Running => {}
-            Phase::Vacant if case.asked.credentials && !ticket.is_permitted() => return Turn::Pass(miss.forward, miss.held),
+            Phase::Vacant if case.asked.credentials && !ticket.is_permitted() => {
+                return Turn::Pass(miss.forward, miss.held);
+            }
             Phase::Vacant => {
                 if let Some(stale) = rescued(case, parts, &miss) {
                     return Turn::Answer(stale);

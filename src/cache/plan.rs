@@ -258,10 +258,6 @@ impl Plan {
     }
 
     /// Whether [`rescue`](Self::rescue) may find anything.
-    pub(super) fn may_rescue(&self) -> bool {
-        self.held.own.is_some()
-    }
-
     pub(super) fn land(&self, entry: Arc<Entry>, variant: Option<Variant>) -> Arc<Landed> {
         Arc::new(Landed { entry, variant, voided: self.voided })
     }
