@@ -257,7 +257,6 @@ impl Plan {
         self.case.rescue(&self.request, &self.held, self.forward, answered)
     }
 
-    /// Whether [`rescue`](Self::rescue) may find anything.
     pub(super) fn land(&self, entry: Arc<Entry>, variant: Option<Variant>) -> Arc<Landed> {
         Arc::new(Landed { entry, variant, voided: self.voided })
     }
