@@ -355,7 +355,7 @@ mod tests {
 
         #[test]
         fn cleaning_again_changes_nothing(intake in any_intake(), (uri, fields) in any_request(), pinned: bool) {
-            let parts = request(&uri, &&fields, pinned);
+            let parts = request(&uri, &fields, pinned);
             let names = GOVERNED.map(|name| name.parse::<HeaderName>().unwrap());
             let select = |parts: &Parts| {
                 names.each_ref().map(|name| intake.select(&parts.headers, name).map(Cow::into_owned))
@@ -385,7 +385,7 @@ mod tests {
             };
             let mut seen = HashMap::new();
             for (uri, fields) in requests {
-                let parts = request(&uri, &&fields, pinned);
+                let parts = request(&uri, &fields, pinned);
                 let selected = varying.each_ref().map(|name| intake.select(&parts.headers, name).map(Cow::into_owned));
                 let Some((key, parts)) = cleaned(&intake, parts) else { continue };
                 let host = parts.uri.authority().map(|host| host.as_str().as_bytes());

@@ -169,8 +169,7 @@ impl CacheLayer {
     /// what was stored together does not expire together.
     #[must_use]
     pub fn ttl_jitter(mut self, part: f64) -> Self {
-        // Not `clamp`: that keeps NaN, which no duration can be multiplied by.
-        self.config.jitter = part.max(0.0).min(1.0);
+        self.config.jitter = if part.is_nan() { 0.0 } else { part.clamp(0.0, 1.0) };
         self
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A table of buckets with ten places each. Where all are taken, the name whose purge is the oldest goes on to a second,
 //! larger table, and from there into its bucket's floor: responses older than the floor count as purged, whatever they
-//! are called.
+//! are called. A hit on what is younger than the last 40 000 different purges looks at the first table only.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -20,6 +20,8 @@ pub(super) struct Names {
     /// Made when there is something to put into them.
     tables: [OnceLock<Box<[Bucket]>>; 2],
     buckets: [u64; 2],
+    /// The newest stamp that has gone on to the second table: what is newer need not be looked up there.
+    gone_on: AtomicU64,
     writing: Mutex<()>,
 }
 
@@ -37,46 +39,44 @@ impl Names {
     }
 
     fn of(buckets: [u64; 2]) -> Self {
-        Self { tables: Default::default(), buckets, writing: Mutex::default() }
+        Self { tables: Default::default(), buckets, gone_on: AtomicU64::new(0), writing: Mutex::default() }
     }
 
     pub(super) fn note(&self, name: Name, stamp: u64, soft: bool) {
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = name.mixed();
-        match self.buckets(name).find_map(|bucket| bucket.place(name)) {
-            Some(known) => known.raise(stamp, soft),
-            None => {
-                let new = Newest::default();
-                new.raise(stamp, soft);
-                self.insert(0, name, &new);
-            }
-        }
+        let new = Newest::default();
+        new.raise(stamp, soft);
+        self.insert(0, name.mixed(), &new);
     }
 
     /// What the purges of this name did to a response of this stamp.
     pub(super) fn verdict(&self, name: Name, stamp: u64) -> Purged {
         let name = name.mixed();
-        self.buckets(name).fold(Purged::No, |verdict, bucket| {
+        self.tables.iter().enumerate().fold(Purged::No, |verdict, (at, table)| {
+            // After the first table: who has left it is seen here.
+            if at > 0 && self.gone_on.load(Ordering::Acquire) < stamp {
+                return verdict;
+            }
+            let Some(bucket) = table.get().and_then(|table| bucket(table, name)) else { return verdict };
             let own = bucket.place(name).map_or(Purged::No, |own| own.verdict(stamp));
-            // After the places: who has left them is seen here.
+            // After the places, for the same reason.
             verdict.max(own).max(bucket.floor.verdict(stamp))
         })
-    }
-
-    /// Where the name may stand, in the order in which it moves.
-    fn buckets(&self, name: u64) -> impl Iterator<Item = &Bucket> {
-        self.tables.iter().map_while(OnceLock::get).filter_map(move |table| bucket(table, name))
     }
 
     fn insert(&self, at: usize, name: u64, new: &Newest) {
         let (Some(table), Some(length)) = (self.tables.get(at), self.buckets.get(at)) else { return };
         let table = table.get_or_init(|| (0..*length).map(|_| Bucket::default()).collect());
         let Some(bucket) = bucket(table, name) else { return };
+        if let Some(known) = bucket.place(name) {
+            return known.raise_to(new);
+        }
         let oldest = bucket.names.iter().zip(&bucket.purges).min_by_key(|(_, purges)| purges.last());
         let Some((place, purges)) = oldest else { return };
         let old = place.load(Ordering::Relaxed);
         if old != 0 {
             if at + 1 < self.tables.len() {
+                self.gone_on.fetch_max(purges.last(), Ordering::AcqRel);
                 self.insert(at + 1, old, purges);
             } else {
                 bucket.floor.raise_to(purges);
