@@ -42,8 +42,8 @@ enum Turn<B> {
     Lead(Seat, Miss),
     /// Alone; its response may be stored.
     Alone(Miss),
-    /// Alone, as it came.
-    Pass(Forward),
+    /// Alone, as it came; what is held may stand in for an error.
+    Pass(Forward, Held),
     /// The URL's responses vary, by this: what was looked for is another's.
     Again(Option<Known>),
 }
@@ -96,13 +96,18 @@ where
             refresh::begin(case, inner, parts, body, miss);
             return Ok(response);
         }
-        Turn::Pass(forward) => return pass(&case, inner, Request::from_parts(parts, body), forward).await,
-        Turn::Again(_) => return pass(&case, inner, Request::from_parts(parts, body), Forward::UriMiss).await,
+        Turn::Pass(forward, held) => {
+            return pass(&case, inner, Request::from_parts(parts, body), forward, &held).await;
+        }
+        Turn::Again(_) => {
+            let held = Held::default();
+            return pass(&case, inner, Request::from_parts(parts, body), Forward::UriMiss, &held).await;
+        }
         Turn::Alone(miss) => miss,
         Turn::Lead(seat, miss) => {
             let Some((place, runtime)) = Place::take(&case.shared).zip(Handle::try_current().ok()) else {
                 seat.release();
-                return pass(&case, inner, Request::from_parts(parts, body), miss.forward).await;
+                return pass(&case, inner, Request::from_parts(parts, body), miss.forward, &miss.held).await;
             };
             let spare = Spare::new(&case, &parts, &miss);
             let plan = Plan::new(case, &mut parts, miss, Manner::Shared, way.writable);
@@ -126,7 +131,7 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         return Turn::Answer(response);
     }
     if case.asked.range && miss.held.own.is_none() && !case.config.policy.store_partial {
-        return Turn::Pass(miss.forward);
+        return Turn::Pass(miss.forward, miss.held);
     }
     if !may_share(case, &miss) || Handle::try_current().is_err() {
         return Turn::Alone(miss);
@@ -140,7 +145,7 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         }
         Join::Unshared => Turn::Alone(miss),
         Join::LookAgain => Turn::Again(None),
-        Join::Full => Turn::Pass(miss.forward),
+        Join::Full => Turn::Pass(miss.forward, miss.held),
     }
 }
 
@@ -182,7 +187,7 @@ async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, 
     };
     match found {
         Ok(Found::Miss(miss)) => Ok(miss),
-        Ok(Found::NoKey) => Err(Turn::Pass(Forward::Bypass)),
+        Ok(Found::NoKey) => Err(Turn::Pass(Forward::Bypass, Held::default())),
         Ok(Found::Entry(entry, search)) => match case.decide(&parts.headers, entry, &search, now()) {
             Verdict::Answer(response) => Err(Turn::Answer(response)),
             Verdict::Renew(response, miss) => Err(Turn::Renew(response, miss)),
@@ -215,7 +220,7 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
                 }
             }
             Phase::Streaming(stream) => {
-                if let Some(turn) = unfit(case, &stream.head, stream.variant.as_ref(), stream.voided, parts) {
+                if let Some(turn) = unfit(case, &stream.head, stream.variant.as_ref(), stream.voided, parts, &miss) {
                     return turn;
                 }
                 if stream.length.is_some() {
@@ -225,13 +230,13 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
             }
             Phase::Complete(landed) => {
                 let Landed { entry, variant, voided } = &*landed;
-                if let Some(turn) = unfit(case, &entry.head, variant.as_ref(), *voided, parts) {
+                if let Some(turn) = unfit(case, &entry.head, variant.as_ref(), *voided, parts, &miss) {
                     return turn;
                 }
                 let response = entry.answer(case.asked.head, &parts.headers, case.now()).map(ResponseBody::own);
                 return Turn::Answer(collapsed(case, response, &miss));
             }
-            Phase::Released => return Turn::Pass(miss.forward),
+            Phase::Released => return Turn::Pass(miss.forward, miss.held),
             Phase::Failed => {
                 let caller = Caller::of_parts(&parts.headers, &parts.extensions);
                 return Turn::Answer(match rescued(case, parts, &miss) {
@@ -250,7 +255,7 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
         }
         match stale_by.take().and_then(|_| rescued(case, parts, &miss)) {
             Some(stale) => return Turn::Answer(stale),
-            None if Instant::now() >= deadline => return Turn::Pass(miss.forward),
+            None if Instant::now() >= deadline => return Turn::Pass(miss.forward, miss.held),
             None => {}
         }
     }
@@ -269,15 +274,16 @@ fn unfit<B>(
     variant: Option<&Variant>,
     voided: u64,
     parts: &Parts,
+    miss: &Miss,
 ) -> Option<Turn<B>> {
     if !head.is_fresh(case.now()) {
-        return Some(Turn::Pass(Forward::Stale));
+        return Some(Turn::Pass(Forward::Stale, miss.held.clone()));
     }
     if case.shared.purges.verdict(head.stamp, &case.primary, &head.tags) != Purged::No {
         return Some(Turn::Again(None));
     }
     if case.asked.credentials && !head.shared {
-        return Some(Turn::Pass(Forward::Request));
+        return Some(Turn::Pass(Forward::Request, miss.held.clone()));
     }
     let (spec, key) = variant?;
     let other = spec.key(&case.config.intake, &case.primary, &parts.headers).as_ref() != Some(key);
@@ -409,7 +415,7 @@ where
     ResBody::Error: Into<BoxError>,
 {
     if case.asked.head && miss.held.own.is_none() {
-        return pass(&case, inner, Request::from_parts(parts, body), miss.forward).await;
+        return pass(&case, inner, Request::from_parts(parts, body), miss.forward, &miss.held).await;
     }
     let mut counted = Counted::new(&case.shared);
     let is_head = case.asked.head;
@@ -453,18 +459,29 @@ where
     }
 }
 
-/// Forwards a request in its own task, as if there were no cache.
+/// Forwards a request in its own task, as if there were no cache but for what may stand in for an error.
 async fn pass<S, B, ResBody>(
     case: &Case,
     inner: S,
     request: Request<B>,
     forward: Forward,
+    held: &Held,
 ) -> Result<Response<ResponseBody<ResBody>>, S::Error>
 where
     S: Service<Request<B>, Response = Response<ResBody>>,
 {
-    case.shared.metrics.count(Outcome::Miss);
-    let mut response = CallWhenReady::new(inner, request).await?;
+    let fields = held.own.as_ref().map(|_| request.headers().clone());
+    let mut counted = Counted::new(&case.shared);
+    let called = CallWhenReady::new(inner, request).await;
+    let answered = called.as_ref().map(Response::status).ok();
+    if let Some(fields) = fields
+        && answered.is_none_or(|status| status.is_server_error())
+        && let Some(stale) = case.rescue(&fields, held, forward, answered)
+    {
+        counted.outcome = Outcome::Stale;
+        return Ok(stale);
+    }
+    let mut response = called?;
     status::forwarded(response.headers_mut(), forward, None, Mark::Plain);
     Ok(response.map(ResponseBody::inner))
 }
