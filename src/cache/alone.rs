@@ -1,5 +1,11 @@
 //! The way of a request that goes on alone: nobody waits for its response, but it may be stored.
 
+use std::any::Any;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
+use std::task::Poll;
+
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response};
@@ -16,6 +22,7 @@ use super::plan::{Manner, Plan};
 use super::status::{self, Forward, Mark};
 use super::update::Held;
 use crate::ready::CallWhenReady;
+use crate::scope::Scoped;
 
 /// Forwards a request in its own task; its response is stored where that is allowed.
 pub(super) async fn alone<S, B, ResBody>(
@@ -40,17 +47,22 @@ where
     let mut counted = Counted::new(&case.shared);
     let is_head = case.asked.head;
     let plan = Plan::new(case, &mut parts, miss, Manner::Alone, writable);
-    let mut call = Box::pin(CallWhenReady::new(inner, Request::from_parts(parts, body)));
+    let mut call = Box::pin(caught(CallWhenReady::new(inner, Request::from_parts(parts, body))));
     let called = match plan.case.config.fetch_timeout.zip(Handle::try_current().ok()) {
         Some((timeout, runtime)) if plan.may_rescue() => match tokio::time::timeout(timeout, &mut call).await {
             Ok(called) => called,
             Err(_) => match plan.rescue(None) {
                 Some(stale) => {
                     // The fetch goes on, as one in the background does.
-                    runtime.spawn(tokio::time::timeout(
-                        BODY_PATIENCE,
-                        async move { drop(settle(plan, call.await).await) },
-                    ));
+                    let scope = plan.scope.clone();
+                    let rest = async move {
+                        if let Ok(called) = call.await
+                            && !is_head
+                        {
+                            drop(settle(plan, called).await);
+                        }
+                    };
+                    runtime.spawn(Scoped::new(scope, tokio::time::timeout(BODY_PATIENCE, rest)));
                     counted.outcome = Outcome::Stale;
                     return Ok(stale);
                 }
@@ -58,6 +70,16 @@ where
             },
         },
         _ => call.await,
+    };
+    let called = match called {
+        Ok(called) => called,
+        Err(panic) => match plan.rescue(None) {
+            Some(stale) => {
+                counted.outcome = Outcome::Stale;
+                return Ok(stale);
+            }
+            None => resume_unwind(panic),
+        },
     };
     match called {
         Ok(response) if is_head => {
@@ -77,6 +99,17 @@ where
             answer
         }
     }
+}
+
+/// A panic is a failure like any other where something stale may stand in for it; else it is resumed.
+async fn caught<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }
 
 /// Forwards a request in its own task, as if there were no cache but for what may stand in for an error.
