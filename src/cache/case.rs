@@ -143,8 +143,9 @@ impl Shared {
 
     /// What a stored response may be used for.
     pub(super) fn judge(&self, config: &Config, asked: &Asked, primary: &Key, entry: &Entry, now: SystemTime) -> Use {
-        if asked.if_range && entry.head.status == StatusCode::PARTIAL_CONTENT {
-            // The part may be stored; whether it is one of the whole that the client holds cannot be told.
+        if (asked.if_range || asked.head) && entry.head.status == StatusCode::PARTIAL_CONTENT {
+            // The part may be stored; whether it is one of the whole that the client holds cannot be told. `Range` means
+            // nothing to HEAD (RFC 9110 §14.2).
             return Use::Withhold;
         }
         let demand = Demand {

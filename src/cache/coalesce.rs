@@ -1,22 +1,20 @@
 //! The way of a request that was not answered from the store at once: look, then lead, follow, or go alone.
 
-use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tower_service::Service;
 
+use super::alone::{alone, pass};
 use super::body::{BoxError, ResponseBody};
 use super::case::{Case, Counted, Verdict};
-use super::fill::{Answer, BODY_PATIENCE, Fill, Place, settle};
+use super::fill::{Answer, BODY_PATIENCE, Fill, Place};
 use super::flight::{Join, Landed, Phase, Seat, Stream, Ticket, Variant};
 use super::layer::Fetching;
 use super::log::Reader;
@@ -27,10 +25,9 @@ use super::plan::{Manner, Plan, present};
 use super::purge::Purged;
 use super::refresh;
 use super::status::{self, Forward, Mark};
-use super::store::{Reply, finish};
+use super::store::Reply;
 use super::update::Held;
 use super::vary::Known;
-use crate::ready::CallWhenReady;
 use crate::refusal::{Caller, Reason, Refusal};
 
 /// How long a request waits for another's response before it goes alone.
@@ -405,147 +402,5 @@ async fn fallen<B, E>(spare: &Spare, task: tokio::task::JoinHandle<()>) -> Answe
             status::forwarded(response.headers_mut(), spare.forward, None, Mark::Plain);
             (Outcome::Failed, Ok(response))
         }
-    }
-}
-
-/// Forwards a request in its own task; its response is stored where that is allowed.
-async fn alone<S, B, ResBody>(
-    case: Case,
-    inner: S,
-    mut parts: Parts,
-    body: B,
-    miss: Miss,
-    writable: bool,
-) -> Result<Response<ResponseBody<ResBody>>, S::Error>
-where
-    S: Service<Request<B>, Response = Response<ResBody>> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-    B: Send + 'static,
-    ResBody: Body<Data = Bytes> + Send + 'static,
-    ResBody::Error: Into<BoxError>,
-{
-    if case.asked.head && miss.held.own.is_none() {
-        return pass(&case, inner, Request::from_parts(parts, body), miss.forward, miss.held).await;
-    }
-    let mut counted = Counted::new(&case.shared);
-    let is_head = case.asked.head;
-    let patience = case.patience(&miss.held);
-    let plan = Plan::new(case, &mut parts, miss, Manner::Alone, writable);
-    let call = Box::pin(CallWhenReady::new(inner, Request::from_parts(parts, body)));
-    let called = match or_stale(patience, call, || plan.rescue(None)).await {
-        Called::Ended(called) => called,
-        Called::Stale(stale, rest) => {
-            if let (Some(call), Ok(runtime), false) = (rest, Handle::try_current(), is_head) {
-                // The fetch goes on, as one in the background does.
-                let rest = async move { drop(settle(plan, call.await).await) };
-                runtime.spawn(tokio::time::timeout(BODY_PATIENCE, rest));
-            }
-            counted.outcome = Outcome::Stale;
-            return Ok(stale);
-        }
-    };
-    match called {
-        Ok(response) if is_head => {
-            if response.status().is_server_error()
-                && let Some(stale) = plan.rescue(Some(response.status()))
-            {
-                counted.outcome = Outcome::Stale;
-                return Ok(stale);
-            }
-            let (head, body) = response.into_parts();
-            let passed = plan.pass(Response::from_parts(head.clone(), body));
-            finish(Box::pin(async move { plan.learn_from_head(&head).await })).await;
-            Ok(passed)
-        }
-        called => {
-            let (outcome, answer) = settle(plan, called).await;
-            counted.outcome = outcome;
-            answer
-        }
-    }
-}
-
-/// Forwards a request in its own task, as if there were no cache.
-async fn pass<S, B, ResBody>(
-    case: &Case,
-    inner: S,
-    request: Request<B>,
-    forward: Forward,
-    held: Held,
-) -> Result<Response<ResponseBody<ResBody>>, S::Error>
-where
-    S: Service<Request<B>, Response = Response<ResBody>>,
-{
-    let mut counted = Counted::new(&case.shared);
-    let fields = if held.own.is_some() { request.headers().clone() } else { HeaderMap::new() };
-    let rescue = |answered| case.rescue(&fields, &held, forward, answered);
-    let call = Box::pin(CallWhenReady::new(inner, request));
-    let stale = match or_stale(case.patience(&held), call, || rescue(None)).await {
-        Called::Stale(stale, _) => stale,
-        Called::Ended(called) => {
-            let mut response = called?;
-            let status = response.status();
-            match Some(status).filter(StatusCode::is_server_error).and_then(|status| rescue(Some(status))) {
-                Some(stale) => stale,
-                None => {
-                    status::forwarded(response.headers_mut(), forward, None, Mark::Plain);
-                    return Ok(response.map(ResponseBody::inner));
-                }
-            }
-        }
-    };
-    counted.outcome = Outcome::Stale;
-    Ok(stale)
-}
-
-/// What became of a call.
-enum Called<F, T, E, Stale> {
-    Ended(Result<T, E>),
-    /// What is stored stands in; and the call, if it only takes too long.
-    Stale(Stale, Option<Pin<Box<F>>>),
-}
-
-/// Calls, unless what `rescue` finds can stand in: for an error, for a panic, or for what takes longer than `patience`.
-async fn or_stale<F, T, E, Stale>(
-    patience: Option<Duration>,
-    mut call: Pin<Box<F>>,
-    rescue: impl Fn() -> Option<Stale>,
-) -> Called<F, T, E, Stale>
-where
-    F: Future<Output = Result<T, E>>,
-{
-    // After a panic it is polled no more.
-    let guarded = |call: &mut Pin<Box<F>>, cx: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| {
-        call.as_mut().poll(cx)
-    })) {
-        Ok(poll) => poll.map(Ok),
-        Err(panic) => Poll::Ready(Err(panic)),
-    };
-    let in_time = match patience {
-        None => None,
-        Some(patience) => tokio::time::timeout(patience, poll_fn(|cx| guarded(&mut call, cx))).await.ok(),
-    };
-    let ended = match in_time {
-        Some(ended) => ended,
-        None => {
-            if patience.is_some()
-                && let Some(stale) = rescue()
-            {
-                return Called::Stale(stale, Some(call));
-            }
-            poll_fn(|cx| guarded(&mut call, cx)).await
-        }
-    };
-    match ended {
-        Ok(Ok(response)) => Called::Ended(Ok(response)),
-        Ok(Err(error)) => match rescue() {
-            Some(stale) => Called::Stale(stale, None),
-            None => Called::Ended(Err(error)),
-        },
-        Err(panic) => match rescue() {
-            Some(stale) => Called::Stale(stale, None),
-            None => resume_unwind(panic),
-        },
     }
 }

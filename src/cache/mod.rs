@@ -33,14 +33,14 @@
 //! 9. **`Vary`**: variants have keys of their own, made of the combined lines of the named fields. At most 16 names, and 32
 //!    variants of one URL: beyond, the oldest goes.
 //! 10. **Validation**: what has expired is validated with its entity tag and date, a missing variant with the
-//!     strong tag of the latest other one that is not encoded. A 304 renews the stored fields (RFC 9111 §3.2), but for the
-//!     tag; a full response that is not stored itself outdates what was stored. What can be validated is kept beyond its time, for as long
-//!     again, at least an hour and at most a day.
+//!     strong tag of the latest other one that has no content coding. A 304 renews the stored fields (RFC 9111 §3.2),
+//!     but for the tag; a full response that is not stored itself outdates what was stored. What can be validated is
+//!     kept beyond its time, for as long again, at least an hour and at most a day.
 //! 11. **Stale** responses are served where the response (RFC 5861) or the layer allows it: at once, while one fetch renews
 //!     them in the background ([`stale_while_revalidate`](CacheLayer::stale_while_revalidate); after a failure, none for
 //!     1 s), or instead of a 5xx, an inner error, a panic or a [timeout](CacheLayer::fetch_timeout)
 //!     ([`stale_if_error`](CacheLayer::stale_if_error)). Never with `must-revalidate`, `proxy-revalidate`, `no-cache`, nor,
-//!     unless the policy says so, `s-maxage`.
+//!     unless the policy says so, `s-maxage`; nor, at once and by the layer's word alone, what was stale when it came.
 //! 12. **One fetch per key.** It runs in a task of its own, in the scope of the request that began it, and no client that
 //!     leaves cancels it; one that nobody wants ends after 1 s without a head, after 30 s without a whole body. Who
 //!     comes meanwhile waits, at most 5 s, then goes alone; a request waits with itself in hand, so it can take over.
@@ -147,6 +147,7 @@
 //! | `cache_entries`, `cache_bytes` | gauges | in memory stores, expired entries included until they go |
 //! | `cache_evictions_total` | counter | entries of memory stores that had to make room |
 
+mod alone;
 mod audience;
 mod block;
 mod body;

@@ -410,3 +410,74 @@ async fn what_is_missing_is_stored_for_ten_seconds_at_most() {
     hands.pass(2);
     assert_eq!(send(&cache, get("/")).await.status, 200);
 }
+
+#[tokio::test]
+async fn a_head_is_never_answered_with_a_part() {
+    let origin = Origin::answering(|_, request| match *request.method() {
+        Method::GET => fresh().status(206).header("content-range", "bytes 0-0/9"),
+        _ => fresh(),
+    });
+    let cache = layer().policy(CachePolicy::rfc9111()).layer(origin);
+    send(&cache, asking(&[("range", "bytes=0-0")])).await;
+    assert!(send(&cache, asking(&[("range", "bytes=0-0")])).await.is_hit());
+    assert_eq!(send(&cache, request(Method::HEAD, "/", &[("range", "bytes=0-0")])).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_in_vain_has_the_stale_response_instead_of_an_error() {
+    let hands = Hands::default();
+    let origin = Origin::new(|n, _| async move {
+        let response = fresh().header("cache-control", "stale-if-error=600");
+        match n {
+            1 => Ok(response.body(text("1")).unwrap()),
+            2 => std::future::pending().await,
+            3 => Ok(Response::builder().status(503).body(Body::empty()).unwrap()),
+            _ => Err(Broken(n)),
+        }
+    });
+    let cache = hands.on(layer()).layer(origin.clone());
+    send(&cache, get("/")).await;
+    hands.pass(61);
+    let _first = spawn(&cache, get("/"));
+    settle().await;
+    for _ in 0..2 {
+        let answer = send(&cache, get("/")).await;
+        assert!(answer.text() == "1" && answer.cache_status().contains("stale-if-error"), "{answer:?}");
+    }
+    assert_eq!(origin.calls(), 4);
+}
+
+#[tokio::test]
+async fn a_panic_of_who_goes_alone_is_answered_with_the_stale_response() {
+    let hands = Hands::default();
+    let origin = Origin::new(|n, _| async move {
+        assert!(n == 1, "a panic of the handler, as the test wants it");
+        let response = Response::builder().header("cache-control", "max-age=0, stale-if-error=60");
+        Ok(response.header("etag", "\"a\"").body(text("1")).unwrap())
+    });
+    let cache = hands.on(layer()).layer(origin.clone());
+    send(&cache, get("/")).await;
+    hands.pass(2);
+    assert_eq!(send(&cache, get("/")).await.text(), "1");
+    hands.pass(60);
+    let panic = tokio::spawn(async move { send(&cache, get("/")).await.status }).await.unwrap_err();
+    assert!(panic.is_panic());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_came_too_late_is_not_stored_for_get() {
+    let hands = Hands::default();
+    let origin = Origin::new(|n, request| async move {
+        let is_head = *request.method() == Method::HEAD;
+        tokio::time::sleep(Duration::from_secs(if is_head { 2 } else { 0 })).await;
+        let body = if is_head { Body::empty() } else { text(&n.to_string()) };
+        Ok(fresh().header("cache-control", "stale-if-error=60").body(body).unwrap())
+    });
+    let cache = hands.on(layer()).fetch_timeout(Duration::from_secs(1)).layer(origin);
+    send(&cache, get("/")).await;
+    hands.pass(61);
+    let head = send(&cache, request(Method::HEAD, "/", &[])).await;
+    assert!(head.cache_status().contains("stale-if-error"), "{head:?}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(send(&cache, get("/")).await.text(), "3");
+}
