@@ -139,6 +139,7 @@ async fn when_all_clients_leave_the_next_one_is_served() {
         let clients: Vec<_> = (0..20).map(|_| spawn(&cache, get("/"))).collect();
         pass(Duration::from_millis(10)).await;
         clients.iter().for_each(tokio::task::JoinHandle::abort);
+        settle().await;
         pass(Duration::from_millis(wait)).await;
         let (answers, took) = timed(vec![spawn(&cache, get("/"))]).await;
         assert_eq!(answers[0].as_ref().unwrap().text(), "2");
