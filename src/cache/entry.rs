@@ -11,6 +11,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::conditional;
+use super::fields::Fields;
 use super::range::{self, Selection};
 use super::status::numbered;
 use super::storing::Terms;
@@ -23,7 +24,7 @@ const MAX_SKEW: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Fields,
     pub(super) born: SystemTime,
     pub(super) fresh_until: SystemTime,
     /// Until when it may be served stale while it is renewed; not after `fresh_until` where that is not allowed.
@@ -110,7 +111,7 @@ impl Head {
         }
         Self {
             status,
-            headers,
+            headers: headers.into(),
             born: terms.born,
             fresh_until: terms.fresh_until,
             revalidate_until: terms.revalidate_until,
@@ -147,17 +148,11 @@ impl Head {
         now.duration_since(self.born).unwrap_or_default()
     }
 
-    /// Status and fields for one more client, with `Age`.
+    /// Status and fields for one more client, with `Age`, and a place for `Cache-Status`.
     pub(super) fn response<T>(&self, now: SystemTime, body: T) -> Response<T> {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        // With room for `Age` and `Cache-Status`: a clone has none, and would grow at once.
-        headers.reserve(self.headers.len() + 2);
-        headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        if let Ok(age) = numbered("", self.age(now).as_secs()) {
-            headers.insert(AGE, age);
-        }
+        *response.headers_mut() = self.headers.with_age(numbered("", self.age(now).as_secs()));
         response
     }
 
@@ -259,7 +254,7 @@ pub(super) mod tests {
     pub(in super::super) fn head(born: SystemTime, fresh_until: SystemTime) -> Head {
         Head {
             status: StatusCode::OK,
-            headers: HeaderMap::new(),
+            headers: HeaderMap::new().into(),
             born,
             fresh_until,
             revalidate_until: fresh_until,

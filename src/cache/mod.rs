@@ -160,6 +160,7 @@ mod control;
 mod date;
 mod directives;
 mod entry;
+mod fields;
 mod fill;
 mod filter;
 mod flight;

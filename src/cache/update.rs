@@ -61,11 +61,10 @@ fn opaque(tag: &HeaderValue) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// The stored fields, each replaced by the lines of the same name in `update`. Fields that describe the stored bytes
+/// The stored fields (`merged`), each replaced by the lines of the same name in `update`. Fields that describe the stored bytes
 /// stay; a `Date` is that of the update, or of its arrival.
-pub(super) fn freshened(stored: &HeaderMap, update: &HeaderMap, received: SystemTime) -> HeaderMap {
+pub(super) fn freshened(mut merged: HeaderMap, update: &HeaderMap, received: SystemTime) -> HeaderMap {
     const OF_THE_CONTENT: [HeaderName; 3] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE];
-    let mut merged = stored.clone();
     for name in update.keys().filter(|name| !OF_THE_CONTENT.contains(name)) {
         merged.remove(name);
         for line in update.get_all(name) {
