@@ -144,7 +144,8 @@ impl Shared {
         entry: &Entry,
         now: SystemTime,
     ) -> Response<ResponseBody<B>> {
-        let mut response = entry.answer(asked.head, request, now);
+        let answer = || entry.answer(asked.head, request, now);
+        let mut response = if asked.plain { entry.whole(now) } else { answer() };
         if entry.head.is_fresh(now) {
             status::hit(response.headers_mut(), entry.head.ttl(now));
             self.metrics.count(Outcome::Hit);

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use super::conditional;
 use super::fields::Fields;
 use super::range::{self, Selection};
-use super::status::numbered;
+use super::status::number;
 use super::storing::Terms;
 use super::vary::VarySpec;
 
@@ -152,7 +152,7 @@ impl Head {
     pub(super) fn response<T>(&self, now: SystemTime, body: T) -> Response<T> {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers.with_age(numbered("", self.age(now).as_secs()));
+        *response.headers_mut() = self.headers.with_age(number(self.age(now).as_secs()));
         response
     }
 
@@ -186,6 +186,11 @@ impl Entry {
         Self { head, body }
     }
 
+    /// The answer to a plain GET.
+    pub(super) fn whole(&self, now: SystemTime) -> Response<Bytes> {
+        self.head.response(now, self.body.clone())
+    }
+
     /// The answer to a GET or HEAD request that this entry satisfies.
     pub(super) fn answer(&self, is_head: bool, request: &HeaderMap, now: SystemTime) -> Response<Bytes> {
         let head = &*self.head;
@@ -193,7 +198,7 @@ impl Entry {
             return head.not_modified(now, Bytes::new());
         }
         if !is_head {
-            let response = head.response(now, self.body.clone());
+            let response = self.whole(now);
             return match head.part(request, self.body.len() as u64) {
                 Selection::Whole => response,
                 part => range::apply(part, response),

@@ -217,9 +217,19 @@ impl Builder {
     }
 
     /// `None`: the part is too long for any key.
+    #[inline]
     pub(super) fn push(&mut self, part: &[u8]) -> Option<()> {
-        self.length(part.len())?;
-        self.raw(part);
+        let length = length_of(part.len())?;
+        let end = self.length.saturating_add(LENGTH + part.len());
+        let room = self.stack.get_mut(self.length..end).and_then(|room| room.split_first_chunk_mut::<LENGTH>());
+        if let Some((front, room)) = room {
+            *front = length;
+            room.copy_from_slice(part);
+            self.length = end;
+        } else {
+            self.raw(&length);
+            self.raw(part);
+        }
         Some(())
     }
 
@@ -233,7 +243,7 @@ impl Builder {
     }
 
     fn length(&mut self, length: usize) -> Option<()> {
-        self.raw(&u16::try_from(length).ok().filter(|_| length <= MAX_KEY_BYTES)?.to_be_bytes());
+        self.raw(&length_of(length)?);
         Some(())
     }
 
@@ -255,6 +265,11 @@ impl Builder {
         }
         self.heap.extend_from_slice(bytes);
     }
+}
+
+#[inline]
+fn length_of(length: usize) -> Option<[u8; LENGTH]> {
+    u16::try_from(length).ok().filter(|_| length <= MAX_KEY_BYTES).map(u16::to_be_bytes)
 }
 
 impl PartialEq for Key {
