@@ -144,16 +144,19 @@ impl Shared {
         entry: &Entry,
         now: SystemTime,
     ) -> Response<ResponseBody<B>> {
-        let answer = || entry.answer(asked.head, request, now);
-        let mut response = if asked.plain { entry.whole(now) } else { answer() };
-        if entry.head.is_fresh(now) {
-            status::hit(response.headers_mut(), entry.head.ttl(now));
+        let status = if entry.head.is_fresh(now) {
             self.metrics.count(Outcome::Hit);
+            status::hit(entry.head.ttl(now))
         } else {
-            status::stale_hit(response.headers_mut(), entry.head.stale_for(now));
             let by_request = asked.control.as_ref().is_some_and(|control| control.max_stale.is_some());
             self.metrics.stale(if by_request { Stale::Request } else { Stale::Revalidate });
+            status::stale_hit(entry.head.stale_for(now))
+        };
+        if asked.plain {
+            return entry.whole(now, status, ResponseBody::own);
         }
-        response.map(ResponseBody::own)
+        let mut response = entry.answer(asked.head, request, now).map(ResponseBody::own);
+        status::append(response.headers_mut(), status);
+        response
     }
 }

@@ -130,7 +130,8 @@ impl Head {
 
     /// This clock is far behind the one that was read when the entry was made: it would never expire.
     pub(super) fn is_from_the_future(&self, now: SystemTime) -> bool {
-        now + MAX_SKEW <= self.born
+        // The sum is worth a comparison.
+        now < self.born && now + MAX_SKEW <= self.born
     }
 
     /// Whole seconds of freshness left.
@@ -152,7 +153,7 @@ impl Head {
     pub(super) fn response<T>(&self, now: SystemTime, body: T) -> Response<T> {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers.with_age(number(self.age(now).as_secs()));
+        *response.headers_mut() = self.headers.answer(number(self.age(now).as_secs()), None);
         response
     }
 
@@ -186,9 +187,13 @@ impl Entry {
         Self { head, body }
     }
 
-    /// The answer to a plain GET.
-    pub(super) fn whole(&self, now: SystemTime) -> Response<Bytes> {
-        self.head.response(now, self.body.clone())
+    /// The answer to a plain GET, with this member of `Cache-Status`: put together in place, since it is large.
+    #[inline]
+    pub(super) fn whole<T>(&self, now: SystemTime, member: HeaderValue, wrap: impl FnOnce(Bytes) -> T) -> Response<T> {
+        let mut response = Response::new(wrap(self.body.clone()));
+        *response.status_mut() = self.head.status;
+        *response.headers_mut() = self.head.headers.answer(number(self.head.age(now).as_secs()), Some(member));
+        response
     }
 
     /// The answer to a GET or HEAD request that this entry satisfies.
@@ -198,7 +203,7 @@ impl Entry {
             return head.not_modified(now, Bytes::new());
         }
         if !is_head {
-            let response = self.whole(now);
+            let response = head.response(now, self.body.clone());
             return match head.part(request, self.body.len() as u64) {
                 Selection::Whole => response,
                 part => range::apply(part, response),

@@ -132,7 +132,7 @@ impl Key {
 
     /// A key of these bytes. `None`: too many.
     pub(super) fn new(bytes: &[u8]) -> Option<Self> {
-        (bytes.len() <= MAX_KEY_BYTES).then(|| Self { hash: SEED.hash_one(bytes), bytes: bytes.into() })
+        (bytes.len() <= MAX_KEY_BYTES).then(|| Self { hash: hash_of(bytes), bytes: bytes.into() })
     }
 
     /// All that the key stands for, in a form that no other key has; at most 4 KiB. Not text: any byte may occur.
@@ -208,7 +208,7 @@ impl Builder {
             [] => builder.stack.get(..builder.length)?,
             heap => heap,
         };
-        (bytes.len() <= MAX_KEY_BYTES).then(|| Key { hash: SEED.hash_one(bytes), bytes: bytes.into() })
+        (bytes.len() <= MAX_KEY_BYTES).then(|| Key { hash: hash_of(bytes), bytes: bytes.into() })
     }
 
     fn url(&mut self, fields: usize, parts: [&str; 4]) -> Option<()> {
@@ -284,6 +284,13 @@ impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
     }
+}
+
+/// The hash function sees the length by itself.
+fn hash_of(bytes: &[u8]) -> u64 {
+    let mut hasher = SEED.build_hasher();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 /// Hands a key's own hash through.

@@ -49,13 +49,13 @@ pub(super) enum Mark {
 }
 
 /// A hit, with the seconds of freshness left.
-pub(super) fn hit(headers: &mut HeaderMap, ttl: u64) {
-    append(headers, numbered("tower-scale; hit; ttl=", ttl));
+pub(super) fn hit(ttl: u64) -> HeaderValue {
+    numbered("tower-scale; hit; ttl=", ttl)
 }
 
 /// A hit that expired so many seconds ago.
-pub(super) fn stale_hit(headers: &mut HeaderMap, stale_for: u64) {
-    append(headers, numbered("tower-scale; hit; ttl=-", stale_for));
+pub(super) fn stale_hit(stale_for: u64) -> HeaderValue {
+    numbered("tower-scale; hit; ttl=-", stale_for)
 }
 
 /// A forward; with the status that came back, where it is not the one that goes out.
@@ -78,7 +78,13 @@ const SMALL: &str = {
     const DIGITS: [u8; 2890] = {
         let (mut digits, mut at, mut number) = ([0; 2890], 0, 0);
         while number < 1000 {
-            let mut place = if number < 10 { 1 } else if number < 100 { 10 } else { 100 };
+            let mut place = if number < 10 {
+                1
+            } else if number < 100 {
+                10
+            } else {
+                100
+            };
             while place > 0 {
                 digits[at] = b'0' + (number / place % 10) as u8;
                 (at, place) = (at + 1, place / 10);
@@ -107,7 +113,9 @@ pub(super) fn number(number: u64) -> HeaderValue {
 /// The longest of the texts before a number, and the longest number.
 const MAX_NUMBERED: usize = 23 + 20;
 
-/// A short text and a number as a value. Without `fmt`, which takes longer than the rest of a hit's fields together.
+/// A short text and a number as a value. Without `fmt`, which takes longer than the rest of a hit's fields together; a
+/// value kept for the next hit would cost as much, in counting references.
+#[inline]
 fn numbered(text: &str, number: u64) -> HeaderValue {
     let mut buffer = [0; MAX_NUMBERED];
     let (mut length, mut left) = (text.len(), number);
@@ -124,7 +132,7 @@ fn numbered(text: &str, number: u64) -> HeaderValue {
 
 /// Our member comes last: caches nearer to the origin have added theirs before. What is stored has a blank line in its
 /// place, and a blank line says nothing.
-fn append(headers: &mut HeaderMap, member: HeaderValue) {
+pub(super) fn append(headers: &mut HeaderMap, member: HeaderValue) {
     match headers.try_entry(CACHE_STATUS) {
         // A map of 24576 names takes no more.
         Err(_) => {}
@@ -155,7 +163,7 @@ mod tests {
             for line in lines {
                 headers.append(CACHE_STATUS, HeaderValue::from_static(line));
             }
-            hit(&mut headers, 7);
+            append(&mut headers, hit(7));
             headers.get_all(CACHE_STATUS).iter().map(|line| line.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
         let ours = "tower-scale; hit; ttl=7";
