@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::runtime::Handle;
 
 use super::body::ResponseBody;
@@ -168,12 +168,11 @@ impl Shared {
         if !entry.head.is_fresh(now) {
             return self.answer_stale(asked, request, entry, now);
         }
-        let mut response = entry.answer(asked.head, request, now);
-        status::hit(response.headers_mut(), entry.head.ttl(now));
         self.metrics.count(Outcome::Hit);
-        response.map(ResponseBody::own)
+        with_status(asked, request, entry, now, status::hit(entry.head.ttl(now)))
     }
 
+    /// The answer from what has expired, or was softly purged.
     fn answer_stale<B>(
         &self,
         asked: &Asked,
@@ -181,13 +180,27 @@ impl Shared {
         entry: &Entry,
         now: SystemTime,
     ) -> Response<ResponseBody<B>> {
-        let mut response = entry.answer(asked.head, request, now);
-        match entry.head.stale_for(now) {
-            0 => status::hit(response.headers_mut(), 0),
-            expired => status::stale_hit(response.headers_mut(), expired),
-        }
         let by_request = asked.control.as_ref().is_some_and(|control| control.max_stale.is_some());
         self.metrics.stale(if by_request { Stale::Request } else { Stale::Revalidate });
-        response.map(ResponseBody::own)
+        let status = match entry.head.stale_for(now) {
+            0 => status::hit(0),
+            expired => status::stale_hit(expired),
+        };
+        with_status(asked, request, entry, now, status)
     }
+}
+
+fn with_status<B>(
+    asked: &Asked,
+    request: &HeaderMap,
+    entry: &Entry,
+    now: SystemTime,
+    status: HeaderValue,
+) -> Response<ResponseBody<B>> {
+    if asked.plain {
+        return entry.whole(now, status, ResponseBody::own);
+    }
+    let mut response = entry.answer(asked.head, request, now).map(ResponseBody::own);
+    status::append(response.headers_mut(), status);
+    response
 }

@@ -96,8 +96,9 @@ fn encode_response(out: &mut Vec<u8>, entry: &Entry) -> Option<()> {
     out.put_u64(*stamp);
     out.put_u16(u16::try_from(tags.len()).ok()?);
     tags.iter().try_for_each(|tag| put_short(out, tag.as_bytes()))?;
+    let headers = headers.plain();
     out.put_u16(u16::try_from(headers.len()).ok()?);
-    for (name, value) in headers {
+    for (name, value) in &headers {
         put_short(out, name.as_str().as_bytes())?;
         out.put_u8(value.is_sensitive().into());
         out.put_u32(u32::try_from(value.len()).ok()?);
@@ -122,7 +123,7 @@ fn decode_response(mut input: Bytes) -> Option<Record> {
         strict: flags & STRICT != 0,
         stamp: input.try_get_u64().ok()?,
         tags: take_tags(input)?,
-        headers: take_fields(input)?,
+        headers: take_fields(input)?.into(),
     };
     let entry = Entry { head: Arc::new(head), body: std::mem::take(input) };
     Some(Record(Kind::Response(Arc::new(entry))))
@@ -232,7 +233,7 @@ mod tests {
         headers.append("x-bytes", HeaderValue::from_bytes(b"\xff\xfe").unwrap());
         let head = Head {
             status: StatusCode::NOT_FOUND,
-            headers,
+            headers: headers.into(),
             born: at(1_700_000_000_123_456_789),
             fresh_until: at(1_700_000_060_000_000_001),
             revalidate_until: at(1_700_000_070_000_000_002),
@@ -273,7 +274,9 @@ mod tests {
     #[test]
     fn secrets_stay_marked() {
         let mut head = head_of(&response(b""));
-        head.headers.get_mut("etag").unwrap().set_sensitive(true);
+        let mut headers = head.headers.plain();
+        headers.get_mut("etag").unwrap().set_sensitive(true);
+        head.headers = headers.into();
         let record = Record(Kind::Response(Arc::new(Entry { head: Arc::new(head), body: Bytes::new() })));
         let back = head_of(&Record::decode(&key("/"), record.encode(&key("/")).unwrap()).unwrap());
         assert!(back.headers["etag"].is_sensitive() && !back.headers["x-empty"].is_sensitive());

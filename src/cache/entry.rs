@@ -12,8 +12,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::conditional;
 use super::date;
+use super::fields::Fields;
 use super::range::{self, Selection};
-use super::status::numbered;
+use super::status::number;
 use super::storing::Terms;
 use super::vary::VarySpec;
 
@@ -24,7 +25,7 @@ const MAX_SKEW: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Fields,
     pub(super) born: SystemTime,
     pub(super) fresh_until: SystemTime,
     /// Until when it may be served stale while it is renewed; not after `fresh_until` where that is not allowed.
@@ -111,7 +112,7 @@ impl Head {
         }
         Self {
             status,
-            headers,
+            headers: headers.into(),
             born: terms.born,
             fresh_until: terms.fresh_until,
             revalidate_until: terms.revalidate_until,
@@ -130,7 +131,8 @@ impl Head {
 
     /// This clock is far behind the one that was read when the entry was made: it would never expire.
     pub(super) fn is_from_the_future(&self, now: SystemTime) -> bool {
-        now + MAX_SKEW <= self.born
+        // The sum is worth a comparison.
+        now < self.born && now + MAX_SKEW <= self.born
     }
 
     /// Whole seconds of freshness left.
@@ -148,17 +150,11 @@ impl Head {
         now.duration_since(self.born).unwrap_or_default()
     }
 
-    /// Status and fields for one more client, with `Age`.
+    /// Status and fields for one more client, with `Age`, and a place for `Cache-Status`.
     pub(super) fn response<T>(&self, now: SystemTime, body: T) -> Response<T> {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        // With room for `Age` and `Cache-Status`: a clone has none, and would grow at once.
-        headers.reserve(self.headers.len() + 2);
-        headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        if let Ok(age) = numbered("", self.age(now).as_secs()) {
-            headers.insert(AGE, age);
-        }
+        *response.headers_mut() = self.headers.answer(number(self.age(now).as_secs()), None);
         response
     }
 
@@ -190,6 +186,15 @@ impl Head {
 impl Entry {
     pub(super) fn new(head: Arc<Head>, body: Bytes) -> Self {
         Self { head, body }
+    }
+
+    /// The answer to a plain GET, with this member of `Cache-Status`: put together in place, since it is large.
+    #[inline]
+    pub(super) fn whole<T>(&self, now: SystemTime, member: HeaderValue, wrap: impl FnOnce(Bytes) -> T) -> Response<T> {
+        let mut response = Response::new(wrap(self.body.clone()));
+        *response.status_mut() = self.head.status;
+        *response.headers_mut() = self.head.headers.answer(number(self.head.age(now).as_secs()), Some(member));
+        response
     }
 
     /// The answer to a GET or HEAD request that this entry satisfies.
@@ -260,7 +265,7 @@ pub(super) mod tests {
     pub(in super::super) fn head(born: SystemTime, fresh_until: SystemTime) -> Head {
         Head {
             status: StatusCode::OK,
-            headers: HeaderMap::new(),
+            headers: HeaderMap::new().into(),
             born,
             fresh_until,
             revalidate_until: fresh_until,

@@ -132,7 +132,7 @@ impl Key {
 
     /// A key of these bytes. `None`: too many.
     pub(super) fn new(bytes: &[u8]) -> Option<Self> {
-        (bytes.len() <= MAX_KEY_BYTES).then(|| Self { hash: SEED.hash_one(bytes), bytes: bytes.into() })
+        (bytes.len() <= MAX_KEY_BYTES).then(|| Self { hash: hash_of(bytes), bytes: bytes.into() })
     }
 
     /// All that the key stands for, in a form that no other key has; at most 4 KiB. Not text: any byte may occur.
@@ -208,7 +208,7 @@ impl Builder {
             [] => builder.stack.get(..builder.length)?,
             heap => heap,
         };
-        (bytes.len() <= MAX_KEY_BYTES).then(|| Key { hash: SEED.hash_one(bytes), bytes: bytes.into() })
+        (bytes.len() <= MAX_KEY_BYTES).then(|| Key { hash: hash_of(bytes), bytes: bytes.into() })
     }
 
     fn url(&mut self, fields: usize, parts: [&str; 4]) -> Option<()> {
@@ -217,9 +217,19 @@ impl Builder {
     }
 
     /// `None`: the part is too long for any key.
+    #[inline]
     pub(super) fn push(&mut self, part: &[u8]) -> Option<()> {
-        self.length(part.len())?;
-        self.raw(part);
+        let length = length_of(part.len())?;
+        let end = self.length.saturating_add(LENGTH + part.len());
+        let room = self.stack.get_mut(self.length..end).and_then(|room| room.split_first_chunk_mut::<LENGTH>());
+        if let Some((front, room)) = room {
+            *front = length;
+            room.copy_from_slice(part);
+            self.length = end;
+        } else {
+            self.raw(&length);
+            self.raw(part);
+        }
         Some(())
     }
 
@@ -233,7 +243,7 @@ impl Builder {
     }
 
     fn length(&mut self, length: usize) -> Option<()> {
-        self.raw(&u16::try_from(length).ok().filter(|_| length <= MAX_KEY_BYTES)?.to_be_bytes());
+        self.raw(&length_of(length)?);
         Some(())
     }
 
@@ -257,6 +267,11 @@ impl Builder {
     }
 }
 
+#[inline]
+fn length_of(length: usize) -> Option<[u8; LENGTH]> {
+    u16::try_from(length).ok().filter(|_| length <= MAX_KEY_BYTES).map(u16::to_be_bytes)
+}
+
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
         self.hash == other.hash && self.bytes == other.bytes
@@ -269,6 +284,13 @@ impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
     }
+}
+
+/// The hash function sees the length by itself.
+fn hash_of(bytes: &[u8]) -> u64 {
+    let mut hasher = SEED.build_hasher();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 /// Hands a key's own hash through.

@@ -165,6 +165,7 @@ mod control;
 mod date;
 mod directives;
 mod entry;
+mod fields;
 mod fill;
 mod flight;
 mod future;

@@ -164,7 +164,7 @@ impl Plan {
     /// A 304, or the response to a HEAD, speaks of `stored` (RFC 9111 §4.3.4, §4.3.5).
     fn renew<B>(&self, stored: &Arc<Entry>, update: &HeaderMap, extensions: &http::Extensions) -> Judged<B> {
         let (now, status) = (self.case.now(), stored.head.status);
-        let headers = freshened(&stored.head.headers, update, now);
+        let headers = freshened(stored.head.headers.plain(), update, now);
         let verdict = self.assess(status, &headers, extensions, Some(stored.body.len() as u64));
         let (terms, may_stay) = match verdict {
             Verdict::Store(terms) => (terms, true),

@@ -11,6 +11,8 @@ use super::status::Forward;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) head: bool,
+    /// A GET of the whole, whatever the client holds: neither `Range` nor a condition.
+    pub(super) plain: bool,
     pub(super) credentials: bool,
     /// It wants a part of the content only.
     pub(super) range: bool,
@@ -24,6 +26,7 @@ pub(super) struct Asked {
 #[derive(Default)]
 struct Fields {
     range: bool,
+    condition: bool,
     if_range: bool,
     authorization: bool,
     cookie: bool,
@@ -38,6 +41,7 @@ impl Fields {
             match name.as_str() {
                 "range" => fields.range = true,
                 "if-range" => fields.if_range = true,
+                "if-none-match" | "if-modified-since" => fields.condition = true,
                 "authorization" => fields.authorization = true,
                 "cookie" => fields.cookie = true,
                 "transfer-encoding" => fields.content = true,
@@ -71,13 +75,14 @@ impl Asked {
             return Err(Forward::Request);
         }
         let credentials = fields.credentials(request.headers(), config);
-        Ok(Self { head, credentials, range: fields.range && !head, if_range: fields.if_range, control })
+        let plain = !head && !fields.range && !fields.condition;
+        Ok(Self { head, plain, credentials, range: fields.range && !head, if_range: fields.if_range, control })
     }
 
     /// Of a request that changes its URL: its response might answer later ones.
     pub(super) fn by_change(headers: &HeaderMap, config: &Config) -> Self {
         let credentials = Fields::of(headers).credentials(headers, config);
-        Self { head: false, credentials, range: false, if_range: false, control: None }
+        Self { head: false, plain: false, credentials, range: false, if_range: false, control: None }
     }
 }
 

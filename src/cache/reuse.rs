@@ -81,6 +81,9 @@ fn allows_stale(head: &Head, control: &RequestControl, now: SystemTime) -> bool 
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
+    use http::HeaderMap;
+    use http::header::CACHE_CONTROL;
+
     use super::super::entry::tests::head;
     use super::*;
 
@@ -159,8 +162,8 @@ mod tests {
         ] {
             assert_eq!(decide(&head, Purged::No, Some(&control), seconds), expected, "{control:?} at {seconds}");
         }
-        let mut immutable = stored();
-        immutable.headers.insert("cache-control", "max-age=10, immutable".parse().unwrap());
+        let fields = HeaderMap::from_iter([(CACHE_CONTROL, "max-age=10, immutable".parse().unwrap())]);
+        let immutable = Head { headers: fields.into(), ..stored() };
         let reload = control(|c| c.no_cache = true);
         assert_eq!(decide(&immutable, Purged::No, Some(&reload), 5), Use::Fresh);
         assert_eq!(decide(&immutable, Purged::No, Some(&reload), 20), Use::Validate);

@@ -1,8 +1,6 @@
 //! `Cache-Status` (RFC 9211): what this cache did with a request.
 
-use std::io::Write;
-
-use http::header::InvalidHeaderValue;
+use http::header::Entry;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 /// The field itself.
@@ -51,13 +49,13 @@ pub(super) enum Mark {
 }
 
 /// A hit, with the seconds of freshness left.
-pub(super) fn hit(headers: &mut HeaderMap, ttl: u64) {
-    append(headers, numbered("tower-scale; hit; ttl=", ttl));
+pub(super) fn hit(ttl: u64) -> HeaderValue {
+    numbered("tower-scale; hit; ttl=", ttl)
 }
 
 /// A hit that expired so many seconds ago.
-pub(super) fn stale_hit(headers: &mut HeaderMap, stale_for: u64) {
-    append(headers, numbered("tower-scale; hit; ttl=-", stale_for));
+pub(super) fn stale_hit(stale_for: u64) -> HeaderValue {
+    numbered("tower-scale; hit; ttl=-", stale_for)
 }
 
 /// A forward; with the status that came back, where it is not the one that goes out.
@@ -69,26 +67,114 @@ pub(super) fn forwarded(headers: &mut HeaderMap, forward: Forward, answered: Opt
         Mark::Collapsed => "; collapsed",
         Mark::Rescued => "; detail=stale-if-error",
     };
-    append(headers, HeaderValue::from_str(&format!("tower-scale; fwd={}{answered}{mark}", forward.as_str())));
+    if let Ok(member) = HeaderValue::from_str(&format!("tower-scale; fwd={}{answered}{mark}", forward.as_str())) {
+        append(headers, member);
+    }
 }
 
 /// Nothing stored will do, and the request forbids to forward it: neither a hit nor a forward.
 pub(super) fn not_stored(headers: &mut HeaderMap) {
-    headers.append(CACHE_STATUS, HeaderValue::from_static("tower-scale; detail=only-if-cached"));
+    append(headers, HeaderValue::from_static("tower-scale; detail=only-if-cached"));
 }
 
-/// A short text and a number as a value, with one allocation: this is the fast path.
-pub(super) fn numbered(text: &str, number: u64) -> Result<HeaderValue, InvalidHeaderValue> {
-    let mut buffer = [0; 48];
-    let mut rest = buffer.as_mut_slice();
-    let _ = write!(rest, "{text}{number}");
-    let unused = rest.len();
-    HeaderValue::from_bytes(buffer.get(..buffer.len() - unused).unwrap_or_default())
+/// The numbers below 1000, one after the other: most ages are among them, and take no memory of their own.
+const SMALL: &str = {
+    #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "evaluated by the compiler")]
+    const DIGITS: [u8; 2890] = {
+        let (mut digits, mut at, mut number) = ([0; 2890], 0, 0);
+        while number < 1000 {
+            let mut place = if number < 10 {
+                1
+            } else if number < 100 {
+                10
+            } else {
+                100
+            };
+            while place > 0 {
+                digits[at] = b'0' + (number / place % 10) as u8;
+                (at, place) = (at + 1, place / 10);
+            }
+            number += 1;
+        }
+        digits
+    };
+    match str::from_utf8(&DIGITS) {
+        Ok(digits) => digits,
+        Err(_) => "",
+    }
+};
+
+/// A number as a value.
+pub(super) fn number(number: u64) -> HeaderValue {
+    let (start, length) = match usize::try_from(number).unwrap_or(usize::MAX) {
+        number @ 0..10 => (number, 1),
+        number @ 10..100 => (2 * number - 10, 2),
+        number @ 100..1000 => (3 * number - 110, 3),
+        _ => return HeaderValue::from(number),
+    };
+    SMALL.get(start..start + length).map_or_else(|| HeaderValue::from(number), HeaderValue::from_static)
 }
 
-/// Our member comes last: caches nearer to the origin have added theirs before.
-fn append(headers: &mut HeaderMap, member: Result<HeaderValue, InvalidHeaderValue>) {
-    if let Ok(value) = member {
-        headers.append(CACHE_STATUS, value);
+/// The longest of the texts before a number, and the longest number.
+const MAX_NUMBERED: usize = 23 + 20;
+
+/// A short text and a number as a value. Without `fmt`, which takes longer than the rest of a hit's fields together; a
+/// value kept for the next hit would cost as much, in counting references.
+#[inline]
+fn numbered(text: &str, number: u64) -> HeaderValue {
+    let mut buffer = [0; MAX_NUMBERED];
+    let (mut length, mut left) = (text.len(), number);
+    let Some((start, rest)) = buffer.split_at_mut_checked(length) else { return HeaderValue::from_static("") };
+    start.copy_from_slice(text.as_bytes());
+    let digits = 1 + usize::try_from(number.checked_ilog10().unwrap_or(0)).unwrap_or(0);
+    length += digits;
+    for place in rest.iter_mut().take(digits).rev() {
+        *place = b'0' + u8::try_from(left % 10).unwrap_or(0);
+        left /= 10;
+    }
+    HeaderValue::from_bytes(buffer.get(..length).unwrap_or_default()).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Our member comes last: caches nearer to the origin have added theirs before. What is stored has a blank line in its
+/// place, and a blank line says nothing.
+pub(super) fn append(headers: &mut HeaderMap, member: HeaderValue) {
+    match headers.try_entry(CACHE_STATUS) {
+        // A map of 24576 names takes no more.
+        Err(_) => {}
+        Ok(Entry::Vacant(place)) => drop(place.try_insert(member)),
+        Ok(Entry::Occupied(mut lines)) => match lines.iter_mut().next_back().filter(|last| last.is_empty()) {
+            Some(place) => *place = member,
+            None => lines.append(member),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_anywhere() {
+        for n in (0..2_000).chain([9_999, 10_000, 1 << 31, u64::MAX - 1, u64::MAX]) {
+            assert_eq!(number(n), n.to_string());
+            assert_eq!(numbered("tower-scale; hit; ttl=-", n), format!("tower-scale; hit; ttl=-{n}"));
+        }
+    }
+
+    #[test]
+    fn our_member_is_the_last_and_takes_the_blank_place() {
+        let lines = |lines: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(CACHE_STATUS, HeaderValue::from_static(line));
+            }
+            append(&mut headers, hit(7));
+            headers.get_all(CACHE_STATUS).iter().map(|line| line.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let ours = "tower-scale; hit; ttl=7";
+        assert_eq!(lines(&[]), [ours]);
+        assert_eq!(lines(&[""]), [ours]);
+        assert_eq!(lines(&["a; hit"]), ["a; hit", ours]);
+        assert_eq!(lines(&["", "a; hit", ""]), ["", "a; hit", ours]);
     }
 }

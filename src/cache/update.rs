@@ -63,14 +63,14 @@ fn opaque(tag: &HeaderValue) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// The stored fields, each replaced by the lines of the same name in `update`. Fields that describe the stored bytes
-/// stay, the entity tag among them: servers that compress weaken it for the 200 only, and a strong one would vouch for
-/// bytes it was never given for. A `Date` is that of the update, or of its arrival.
-pub(super) fn freshened(stored: &HeaderMap, update: &HeaderMap, received: SystemTime) -> HeaderMap {
+/// The stored fields (`merged`), each replaced by the lines of the same name in `update`. Fields that describe the stored
+/// bytes stay, the entity tag among them: servers that compress weaken it for the 200 only, and a strong one would vouch
+/// for bytes it was never given for. A `Date` is that of the update, or of its arrival.
+pub(super) fn freshened(mut merged: HeaderMap, update: &HeaderMap, received: SystemTime) -> HeaderMap {
     const OF_THE_CONTENT: [HeaderName; 4] =
         [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, HeaderName::from_static("content-digest")];
-    let mut merged = stored.clone();
-    let stays = |name: &HeaderName| OF_THE_CONTENT.contains(name) || *name == ETAG && stored.contains_key(ETAG);
+    let has_tag = merged.contains_key(ETAG);
+    let stays = |name: &HeaderName| OF_THE_CONTENT.contains(name) || *name == ETAG && has_tag;
     for name in update.keys().filter(|name| !stays(name)) {
         merged.remove(name);
         for line in update.get_all(name) {

@@ -146,7 +146,8 @@ fn stated<'a>(
     };
     let host = host.and_then(|host| normal_host(scheme, host)).or_else(|| match uri.authority() {
         Some(authority) => normal_host(scheme, authority.as_str()),
-        None => normal_host(scheme, field?.to_str().ok()?),
+        // Other bytes than ASCII are in no valid host.
+        None => normal_host(scheme, str::from_utf8(field?.as_bytes()).ok()?),
     })?;
     Some((scheme, host))
 }

@@ -43,6 +43,11 @@ impl Plan {
     }
 }
 
+/// The median.
+pub fn middle(values: Vec<f64>) -> f64 {
+    interval(values)[1]
+}
+
 /// The median and its 95 % interval by order statistics (binomial, normal approximation).
 fn interval(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);

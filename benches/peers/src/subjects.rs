@@ -20,10 +20,10 @@ use crate::measure::Subject;
 
 type Plain = Full<Bytes>;
 
-static BODY: [u8; 1024] = [b'x'; 1024];
+pub static BODY: [u8; 1024] = [b'x'; 1024];
 
 /// The answer that every subject serves, in whatever body type it wants.
-async fn handler<R, B: From<Bytes>>(_: Request<R>) -> Result<Response<B>, Infallible> {
+pub async fn handler<R, B: From<Bytes>>(_: Request<R>) -> Result<Response<B>, Infallible> {
     let mut response = Response::new(B::from(Bytes::from_static(&BODY)));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
     Ok(response)

@@ -119,11 +119,10 @@ impl Faulty {
             F::ForgetsDeadlines => found.map(|record| edit(record, |head, _| head.error_until = head.fresh_until)),
             F::LosesLines => found.map(|record| {
                 edit(record, |head, _| {
-                    let names: Vec<_> = head.headers.keys().cloned().collect();
-                    for name in names {
-                        let last = head.headers.get_all(&name).iter().next_back().cloned().unwrap();
-                        head.headers.insert(name, last);
-                    }
+                    let fields = head.headers.plain();
+                    let last = |name| (name, fields.get_all(name).iter().next_back().unwrap());
+                    let lines = fields.keys().map(last).map(|(name, line)| (name.clone(), line.clone()));
+                    head.headers = http::HeaderMap::from_iter(lines).into();
                 })
             }),
             _ => found,

@@ -58,10 +58,10 @@ impl Samples {
             ("an empty body", with(base.clone(), 0)),
             ("a body of one byte", with(base.clone(), 1)),
             ("a body of the longest length", with(base.clone(), longest)),
-            ("no fields", with(Head { headers: HeaderMap::new(), ..base.clone() }, 10)),
-            ("hundred fields", with(Head { headers: many_fields(), ..base.clone() }, 10)),
-            ("lines of one field", with(Head { headers: lines(), ..base.clone() }, 10)),
-            ("bytes beyond ASCII", with(Head { headers: strange_values(), ..base.clone() }, 10)),
+            ("no fields", with(Head { headers: HeaderMap::new().into(), ..base.clone() }, 10)),
+            ("hundred fields", with(Head { headers: many_fields().into(), ..base.clone() }, 10)),
+            ("lines of one field", with(Head { headers: lines().into(), ..base.clone() }, 10)),
+            ("bytes beyond ASCII", with(Head { headers: strange_values().into(), ..base.clone() }, 10)),
             ("a 404 for everybody", with(Head { status: StatusCode::NOT_FOUND, shared: true, ..base.clone() }, 10)),
             ("a strict response", with(Head { strict: true, ..base.clone() }, 10)),
             ("tags", with(Head { tags: ["a".into(), "b c".into(), "ü".into()].into(), ..base.clone() }, 10)),
@@ -130,7 +130,7 @@ fn head(number: u64) -> Head {
     let headers = fields.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
     Head {
         status: StatusCode::OK,
-        headers: headers.into_iter().collect(),
+        headers: HeaderMap::from_iter(headers).into(),
         born,
         fresh_until: at(1),
         revalidate_until: at(2),
