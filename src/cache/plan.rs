@@ -269,6 +269,7 @@ impl Plan {
     /// Stores a whole response, unless its URL was invalidated since the request was forwarded.
     pub(super) async fn keep(&self, landed: &Landed) {
         let (shared, primary, took) = (&self.case.shared, &self.case.primary, self.began.elapsed());
+        let _writing = shared.flights.writing(primary).await;
         // A store in memory is written here, where no invalidation can come between the look and the writing.
         let begin = || (self.writable && !self.is_void(&landed.entry)).then(|| self.begin_to_store(landed));
         let Some((response, spec)) = shared.flights.in_order(primary, begin) else { return };
