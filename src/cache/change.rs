@@ -169,10 +169,12 @@ impl Shared {
         });
         match removal {
             Reply::Now(done) => Reply::Now(done),
-            Reply::Later(removal) => {
+            // Not that one: it could come before what the store is being told at the moment.
+            Reply::Later(_) => {
                 let shared = self.clone();
                 Reply::Later(Box::pin(async move {
-                    let done = removal.await;
+                    let _order = shared.flights.removing(&primary).await;
+                    let done = shared.store.remove(&primary).wait().await;
                     shared.flights.note_voided(&primary);
                     done
                 }))

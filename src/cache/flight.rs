@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
 
 use super::audience::{Audience, Listener};
@@ -79,6 +80,8 @@ pub(super) struct Flights {
     voided: Stripes,
     /// Taken to store or to invalidate, per stripe of URLs.
     orders: Box<[Mutex<()>]>,
+    /// Held while a store that answers later is written or, alone, while a URL is removed from it, per stripe of URLs.
+    writes: Box<[RwLock<()>]>,
     pub(super) markers: Markers,
 }
 
@@ -112,6 +115,7 @@ impl Flights {
             stored: Stripes::new(),
             voided: Stripes::new(),
             orders: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            writes: (0..STRIPES).map(|_| RwLock::default()).collect(),
             markers: Markers::new(),
         }
     }
@@ -143,6 +147,18 @@ impl Flights {
     pub(super) fn in_order<T>(&self, primary: &Key, step: impl FnOnce() -> T) -> T {
         let _order = self.orders.get(stripe(primary)).map(lock);
         step()
+    }
+
+    /// To be held from before the first look at [`voided`](Self::voided) until what was written is known to stay, or
+    /// is removed.
+    pub(super) async fn writing(&self, primary: &Key) -> Option<RwLockReadGuard<'_, ()>> {
+        Some(self.writes.get(stripe(primary))?.read().await)
+    }
+
+    /// To be held while the URL is removed from a store that answers later: what was being written is there by then,
+    /// and nothing is written before the removal has been [noted](Self::note_voided).
+    pub(super) async fn removing(&self, primary: &Key) -> Option<RwLockWriteGuard<'_, ()>> {
+        Some(self.writes.get(stripe(primary))?.write().await)
     }
 
     /// Leads or joins the fetch of `key`, after a lookup that began when [`stored`](Self::stored) was `seen` and the

@@ -303,6 +303,7 @@ impl Plan {
     /// Stores a whole response, unless its URL was invalidated since the request was forwarded.
     pub(super) async fn keep(&self, landed: &Landed) {
         let (shared, primary, took) = (&self.case.shared, &self.case.primary, self.began.elapsed());
+        let _writing = shared.flights.writing(primary).await;
         // A store in memory is written here, where no invalidation can come between the look and the writing.
         let may = || self.writable && !self.is_void(&landed.entry) && !self.is_overtaken(landed);
         let begin = || may().then(|| self.begin_to_store(landed));

@@ -205,10 +205,12 @@ async fn a_client_that_leaves_while_its_response_is_stored_brings_nothing_void_b
         let again = spawn(&cache, request(if head { Method::HEAD } else { Method::GET }, "/", &[]));
         settle().await;
         assert_eq!(origin.calls(), 2);
-        send(&cache, request(Method::POST, "/", &[])).await;
+        let post = spawn(&cache, request(Method::POST, "/", &[]));
+        settle().await;
         again.abort();
         settle().await;
         store.puts.add_permits(100);
+        post.await.unwrap().unwrap();
         settle().await;
         assert!(!send(&cache, get("/")).await.is_hit(), "{head}");
     }
@@ -227,4 +229,21 @@ async fn who_leaves_while_it_waits_is_counted_once() {
     leads.await.unwrap().unwrap();
     waits.await.unwrap().unwrap();
     assert_eq!((handle.stats().misses, handle.stats().collapsed), (1, 2));
+}
+
+#[tokio::test]
+async fn a_change_is_answered_when_nothing_older_can_get_into_the_store_any_more() {
+    let origin = Origin::answering(|_, request| match *request.method() {
+        Method::POST => Response::builder(),
+        _ => fresh(),
+    });
+    let store = Remote::new(0, 100);
+    let cache = CacheLayer::new(store.clone()).layer(origin.clone());
+    send(&cache, get("/")).await;
+    let post = spawn(&cache, request(Method::POST, "/", &[]));
+    settle().await;
+    assert!(origin.calls() == 2 && !post.is_finished(), "what was fetched before it is still being written");
+    store.puts.add_permits(1);
+    post.await.unwrap().unwrap();
+    assert!(!send(&cache, get("/")).await.is_hit());
 }
