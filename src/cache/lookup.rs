@@ -122,7 +122,7 @@ impl Search {
                 sources.store.discard(sources.primary, &Record(Kind::Vary(spec)));
                 Ok(Found::Miss(self.miss(sources, missing)))
             }
-            Some(Kind::Vary(spec)) => self.vary(sources, spec).map_or(Err(self), Ok),
+            Some(Kind::Vary(spec)) => self.vary(sources, spec).ok_or(self),
         }
     }
 

@@ -125,6 +125,7 @@
 //! | `Cache-Status: tower-scale; fwd=uri-miss; collapsed` | answered with another request's response |
 //! | `Cache-Status: tower-scale; fwd=request` | stored, but not for requests with credentials, or not as fresh as the request asks |
 //! | `Cache-Status: tower-scale; detail=only-if-cached` | 504: nothing stored, and the request forbids to forward it |
+//! | `Cache-Status: tower-scale; fwd=uri-miss; detail=credentials` | forwarded alone, since it has credentials |
 //! | `Cache-Status: tower-scale; fwd=method`, `fwd=bypass` | not looked up |
 //! | `Cache-Status: tower-scale; detail=only-if-cached` | a 504: not stored, and the request wants nothing else |
 //! | `Age` | on hits and collapsed responses |
@@ -171,6 +172,7 @@ mod flight;
 mod future;
 mod handle;
 mod intake;
+mod keep;
 mod key;
 mod layer;
 mod log;

@@ -20,11 +20,10 @@ use super::flight::{Landed, Stream, Variant};
 use super::key::Key;
 use super::log::{Reader, Writer, cost_of};
 use super::lookup::Miss;
-use super::markers;
 use super::purge::Purged;
 use super::range::{self, Selection};
 use super::status::{Forward, Mark, forwarded};
-use super::store::{Reply, StoreFailure, finish};
+use super::store::Reply;
 use super::storing::{Exchange, Rules, Terms, Verdict, assess};
 use super::update::{Held, Likeness, compare, freshened};
 use super::vary::{Known, VarySpec};
@@ -32,25 +31,24 @@ use crate::scope::Scope;
 
 /// What a URL's responses vary by is remembered for at least this time, beyond any one response.
 const SPEC_LIFETIME: std::time::Duration = std::time::Duration::from_secs(3600);
-/// Responses per URL. Beyond: the oldest goes.
-const MAX_VARIANTS: usize = 32;
 
 pub(super) struct Plan {
     pub(super) case: Case,
     /// The request's fields as its client sent them, apart from what no handler may see.
-    request: HeaderMap,
+    pub(super) request: HeaderMap,
     pub(super) forward: Forward,
     /// What the URL's responses are known to vary by.
-    spec: Option<Arc<VarySpec>>,
-    held: Held,
+    pub(super) spec: Option<Arc<VarySpec>>,
+    pub(super) held: Held,
     /// The forwarded request carries our conditions.
     validating: bool,
+    manner: Manner,
     /// Whether the store may be written: not after it has failed this request.
-    writable: bool,
+    pub(super) writable: bool,
     requested: SystemTime,
-    began: Instant,
-    voided: u64,
-    stamp: u64,
+    pub(super) began: Instant,
+    pub(super) voided: u64,
+    pub(super) stamp: u64,
     pub(super) scope: Scope,
 }
 
@@ -99,7 +97,21 @@ impl Plan {
         let (requested, began) = (case.now(), Instant::now());
         let scope = Scope::capture(&parts.extensions);
         let forward = miss.forward;
-        Self { case, request, forward, spec, held, validating, writable, requested, began, voided, stamp, scope }
+        Self {
+            case,
+            request,
+            forward,
+            spec,
+            held,
+            validating,
+            manner,
+            writable,
+            requested,
+            began,
+            voided,
+            stamp,
+            scope,
+        }
     }
 
     /// Decides at the head.
@@ -198,12 +210,7 @@ impl Plan {
     ///
     /// # Errors
     /// Hands the response back if there is no room to collect it.
-    pub(super) fn open<B: Body>(
-        &self,
-        response: Response<B>,
-        terms: &Terms,
-        audience: &Arc<Audience>,
-    ) -> Result<(Response<ResponseBody<B>>, Collector<B>), Response<B>> {
+    pub(super) fn open<B: Body>(&self, response: Response<B>, terms: &Terms, audience: &Arc<Audience>) -> Opened<B> {
         let known = terms.length.and_then(|length| usize::try_from(length).ok());
         let set_aside = known.map_or(0, cost_of);
         let (Ok(variant), Some(reservation)) = (self.variant(terms), self.case.shared.budget.reserve(set_aside)) else {
@@ -214,7 +221,7 @@ impl Plan {
         let origin = Provenance { received: self.case.now(), stamp: self.stamp, tags };
         let head = Arc::new(Head::new(parts.status, &parts.headers, terms, &origin));
         // Without a length it is not known yet whether the body fits.
-        let mark = if known.is_some() && self.writable { Mark::Stored } else { Mark::Plain };
+        let mark = self.mark(known.is_some() && self.writable);
         let writer = Writer::new(reservation, known.unwrap_or_else(|| self.cap()));
         let (log, since, voided) = (writer.log().clone(), Instant::now(), self.voided);
         let stream = Arc::new(Stream { head, variant, log, length: terms.length, since, voided });
@@ -234,8 +241,18 @@ impl Plan {
     }
 
     pub(super) fn pass<B>(&self, mut response: Response<B>) -> Response<ResponseBody<B>> {
-        forwarded(response.headers_mut(), self.forward, None, Mark::Plain);
+        forwarded(response.headers_mut(), self.forward, None, self.mark(false));
         response.map(ResponseBody::inner)
+    }
+
+    /// A request that goes alone because of its credentials says so.
+    fn mark(&self, stored: bool) -> Mark {
+        match (stored, self.manner == Manner::Alone && self.case.asked.credentials) {
+            (false, false) => Mark::Plain,
+            (true, false) => Mark::Stored,
+            (false, true) => Mark::Private,
+            (true, true) => Mark::StoredPrivate,
+        }
     }
 
     /// The answer from a stored response that a 304 has renewed.
@@ -276,112 +293,6 @@ impl Plan {
         }
     }
 
-    /// The stored response no longer holds, and there is no other in its place.
-    pub(super) async fn drop_stored(&self) {
-        let sources = self.case.sources(&self.request);
-        let key = self.spec.as_ref().and_then(|spec| spec.key(sources.intake, sources.primary, sources.request));
-        let _ = self.case.shared.store.remove(key.as_ref().unwrap_or(&self.case.primary)).wait().await;
-    }
-
-    /// A full response has come in place of the stored one (RFC 9111 §4.3.3), and is not stored itself: nobody gets the
-    /// outdated one any more. A response to credentials, or one that only says how this request was received, tells
-    /// nothing of it.
-    pub(super) async fn supersede(&self, status: StatusCode) {
-        let tells =
-            status.is_success() || matches!(status.as_u16(), 300..=303 | 305..=308 | 401 | 403 | 404 | 410 | 451);
-        if tells && self.held.own.is_some() && !self.case.asked.credentials {
-            self.drop_stored().await;
-        }
-    }
-
-    /// As [`keep`](Self::keep), to the end even if the future is dropped: who leaves between the writing and the second
-    /// look at invalidations would bring back what is void.
-    pub(super) async fn keep_to_the_end(self, landed: Arc<Landed>) {
-        let _ = finish(Box::pin(async move { self.keep(&landed).await })).await;
-    }
-
-    /// Stores a whole response, unless its URL was invalidated since the request was forwarded.
-    pub(super) async fn keep(&self, landed: &Landed) {
-        let (shared, primary, took) = (&self.case.shared, &self.case.primary, self.began.elapsed());
-        let _writing = shared.flights.writing(primary).await;
-        // A store in memory is written here, where no invalidation can come between the look and the writing.
-        let may = || self.writable && !self.is_void(&landed.entry) && !self.is_overtaken(landed);
-        let begin = || may().then(|| self.begin_to_store(landed));
-        let Some((response, spec)) = shared.flights.in_order(primary, begin) else { return };
-        let stored = self.put(response).await
-            && match spec {
-                Some(spec) => self.put(spec).await,
-                None => true,
-            };
-        if self.is_void(&landed.entry) {
-            // The invalidation came before the store had answered, and may have found nothing.
-            let _ = shared.store.remove(primary).wait().await;
-            // Whoever has read the spec meanwhile must not store with it.
-            shared.flights.note_voided(primary);
-        }
-        if stored {
-            let is_fresh = landed.entry.head.is_fresh(self.case.now());
-            for key in std::iter::once(primary).chain(landed.variant.as_ref().map(|(_, key)| key)) {
-                shared.flights.note_stored(key, is_fresh);
-            }
-            let key = landed.variant.as_ref().map_or(primary, |(_, key)| key);
-            if landed.entry.head.shared {
-                shared.flights.markers.mark(key, markers::Mark::Permitted, Instant::now());
-            } else {
-                shared.flights.markers.lift(key, markers::Mark::Permitted);
-            }
-            shared.metrics.fill_seconds.record(took.as_secs_f64());
-        }
-    }
-
-    fn is_void(&self, entry: &Entry) -> bool {
-        let shared = &self.case.shared;
-        shared.flights.voided(&self.case.primary) != self.voided
-            || shared.purges.verdict(self.stamp, &self.case.primary, &entry.head.tags) != Purged::No
-    }
-
-    /// Whether the response to a request that was forwarded later is stored already, as far as the store tells at once.
-    fn is_overtaken(&self, landed: &Landed) -> bool {
-        let key = landed.variant.as_ref().map_or(&self.case.primary, |(_, key)| key);
-        match self.case.shared.store.get(key) {
-            Reply::Now(Ok(Some(Record(Kind::Response(stored))))) => stored.head.stamp > landed.entry.head.stamp,
-            _ => false,
-        }
-    }
-
-    /// The response, and where the URL's responses vary the spec after it: whoever finds that finds the response.
-    fn begin_to_store(&self, landed: &Landed) -> (Put, Option<Put>) {
-        let (store, primary) = (&*self.case.shared.store, &self.case.primary);
-        let response = Record(Kind::Response(landed.entry.clone()));
-        let Some((spec, key)) = &landed.variant else { return (store.put(primary, response), None) };
-        let current = match store.get(primary) {
-            Reply::Now(Ok(Some(Record(Kind::Vary(current))))) if current.generation == spec.generation => current,
-            _ => spec.clone(),
-        };
-        let put = store.put(key, response);
-        if current.variants.contains(key) && current.until >= landed.entry.head.keep_until {
-            return (put, Some(store.put(primary, Record(Kind::Vary(current)))));
-        }
-        let mut next = VarySpec::clone(&current);
-        next.until = next.until.max(landed.entry.head.keep_until);
-        if !next.variants.contains(key) {
-            next.variants.push(key.clone());
-        }
-        if next.variants.len() > MAX_VARIANTS {
-            // Without waiting: where it fails, the response expires in its own time.
-            drop(store.remove(&next.variants.remove(0)));
-        }
-        (put, Some(store.put(primary, Record(Kind::Vary(Arc::new(next))))))
-    }
-
-    async fn put(&self, put: Put) -> bool {
-        let stored = put.wait().await.is_ok();
-        if !stored {
-            self.case.shared.metrics.store_errors.increment(1);
-        }
-        stored
-    }
-
     /// The URL has just been changed by this very request: what comes after counts from now.
     pub(super) fn start_over(&mut self) {
         self.voided = self.case.shared.flights.voided(&self.case.primary);
@@ -395,12 +306,13 @@ fn named(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
     lines.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
+/// What the client gets, and what collects the body; or the response, where there is no room.
+type Opened<B> = Result<(Response<ResponseBody<B>>, Collector<B>), Response<B>>;
+
 /// The tags that the handler gave, if any.
 fn tags(extensions: &http::Extensions) -> Result<Option<Arc<[Box<str>]>>, TooMany> {
     extensions.get::<CacheTags>().map(CacheTags::bounded).transpose()
 }
-
-type Put = Reply<Result<(), StoreFailure>>;
 
 /// What a client gets of a response that is being collected, where that is not simply all of it: a 304, or a part.
 pub(super) fn present<B>(

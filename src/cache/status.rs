@@ -42,6 +42,10 @@ pub(super) enum Mark {
     Plain,
     /// The response is being stored.
     Stored,
+    /// It went alone, because it has credentials.
+    Private,
+    /// Both.
+    StoredPrivate,
     /// The response of another request's forward was used.
     Collapsed,
     /// What is stored was served instead of an error.
@@ -64,6 +68,8 @@ pub(super) fn forwarded(headers: &mut HeaderMap, forward: Forward, answered: Opt
     let mark = match mark {
         Mark::Plain => "",
         Mark::Stored => "; stored",
+        Mark::Private => "; detail=credentials",
+        Mark::StoredPrivate => "; stored; detail=credentials",
         Mark::Collapsed => "; collapsed",
         Mark::Rescued => "; detail=stale-if-error",
     };
@@ -79,7 +85,12 @@ pub(super) fn not_stored(headers: &mut HeaderMap) {
 
 /// The numbers below 1000, one after the other: most ages are among them, and take no memory of their own.
 const SMALL: &str = {
-    #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "evaluated by the compiler")]
+    #[allow(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "evaluated by the compiler"
+    )]
     const DIGITS: [u8; 2890] = {
         let (mut digits, mut at, mut number) = ([0; 2890], 0, 0);
         while number < 1000 {

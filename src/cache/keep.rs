@@ -1,0 +1,127 @@
+//! A whole response's place in the store, and how it loses it.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use super::entry::{Entry, Kind, Record};
+use super::flight::Landed;
+use super::markers;
+use super::plan::Plan;
+use super::purge::Purged;
+use super::store::{Reply, StoreFailure, finish};
+use super::vary::VarySpec;
+
+/// Responses per URL. Beyond: the oldest goes.
+const MAX_VARIANTS: usize = 32;
+
+type Put = Reply<Result<(), StoreFailure>>;
+
+impl Plan {
+    /// The stored response no longer holds, and there is no other in its place.
+    pub(super) async fn drop_stored(&self) {
+        let sources = self.case.sources(&self.request);
+        let key = self.spec.as_ref().and_then(|spec| spec.key(sources.intake, sources.primary, sources.request));
+        let _ = self.case.shared.store.remove(key.as_ref().unwrap_or(&self.case.primary)).wait().await;
+    }
+
+    /// A full response has come in place of the stored one (RFC 9111 §4.3.3), and is not stored itself: nobody gets the
+    /// outdated one any more. A response to credentials, or one that only says how this request was received, tells
+    /// nothing of it.
+    pub(super) async fn supersede(&self, status: StatusCode) {
+        let tells =
+            status.is_success() || matches!(status.as_u16(), 300..=303 | 305..=308 | 401 | 403 | 404 | 410 | 451);
+        if tells && self.held.own.is_some() && !self.case.asked.credentials {
+            self.drop_stored().await;
+        }
+    }
+
+    /// As [`keep`](Self::keep), to the end even if the future is dropped: who leaves between the writing and the second
+    /// look at invalidations would bring back what is void.
+    pub(super) async fn keep_to_the_end(self, landed: Arc<Landed>) {
+        let _ = finish(Box::pin(async move { self.keep(&landed).await })).await;
+    }
+
+    /// Stores a whole response, unless its URL was invalidated since the request was forwarded.
+    pub(super) async fn keep(&self, landed: &Landed) {
+        let (shared, primary, took) = (&self.case.shared, &self.case.primary, self.began.elapsed());
+        let _writing = shared.flights.writing(primary).await;
+        // A store in memory is written here, where no invalidation can come between the look and the writing.
+        let may = || self.writable && !self.is_void(&landed.entry) && !self.is_overtaken(landed);
+        let begin = || may().then(|| self.begin_to_store(landed));
+        let Some((response, spec)) = shared.flights.in_order(primary, begin) else { return };
+        let stored = self.put(response).await
+            && match spec {
+                Some(spec) => self.put(spec).await,
+                None => true,
+            };
+        if self.is_void(&landed.entry) {
+            // The invalidation came before the store had answered, and may have found nothing.
+            let _ = shared.store.remove(primary).wait().await;
+            // Whoever has read the spec meanwhile must not store with it.
+            shared.flights.note_voided(primary);
+        }
+        if stored {
+            let is_fresh = landed.entry.head.is_fresh(self.case.now());
+            for key in std::iter::once(primary).chain(landed.variant.as_ref().map(|(_, key)| key)) {
+                shared.flights.note_stored(key, is_fresh);
+            }
+            let key = landed.variant.as_ref().map_or(primary, |(_, key)| key);
+            if landed.entry.head.shared {
+                shared.flights.markers.mark(key, markers::Mark::Permitted, Instant::now());
+            } else {
+                shared.flights.markers.lift(key, markers::Mark::Permitted);
+            }
+            shared.metrics.fill_seconds.record(took.as_secs_f64());
+        }
+    }
+
+    fn is_void(&self, entry: &Entry) -> bool {
+        let shared = &self.case.shared;
+        shared.flights.voided(&self.case.primary) != self.voided
+            || shared.purges.verdict(self.stamp, &self.case.primary, &entry.head.tags) != Purged::No
+    }
+
+    /// Whether the response to a request that was forwarded later is stored already, as far as the store tells at once.
+    fn is_overtaken(&self, landed: &Landed) -> bool {
+        let key = landed.variant.as_ref().map_or(&self.case.primary, |(_, key)| key);
+        match self.case.shared.store.get(key) {
+            Reply::Now(Ok(Some(Record(Kind::Response(stored))))) => stored.head.stamp > landed.entry.head.stamp,
+            _ => false,
+        }
+    }
+
+    /// The response, and where the URL's responses vary the spec after it: whoever finds that finds the response.
+    fn begin_to_store(&self, landed: &Landed) -> (Put, Option<Put>) {
+        let (store, primary) = (&*self.case.shared.store, &self.case.primary);
+        let response = Record(Kind::Response(landed.entry.clone()));
+        let Some((spec, key)) = &landed.variant else { return (store.put(primary, response), None) };
+        let current = match store.get(primary) {
+            Reply::Now(Ok(Some(Record(Kind::Vary(current))))) if current.generation == spec.generation => current,
+            _ => spec.clone(),
+        };
+        let put = store.put(key, response);
+        if current.variants.contains(key) && current.until >= landed.entry.head.keep_until {
+            return (put, Some(store.put(primary, Record(Kind::Vary(current)))));
+        }
+        let mut next = VarySpec::clone(&current);
+        next.until = next.until.max(landed.entry.head.keep_until);
+        if !next.variants.contains(key) {
+            next.variants.push(key.clone());
+        }
+        if next.variants.len() > MAX_VARIANTS {
+            // Without waiting: where it fails, the response expires in its own time.
+            drop(store.remove(&next.variants.remove(0)));
+        }
+        (put, Some(store.put(primary, Record(Kind::Vary(Arc::new(next))))))
+    }
+
+    async fn put(&self, put: Put) -> bool {
+        let stored = put.wait().await.is_ok();
+        if !stored {
+            self.case.shared.metrics.store_errors.increment(1);
+        }
+        stored
+    }
+}
