@@ -34,8 +34,12 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    /// Adds a request field to the primary key. Sorted and unique: the order of configuration says nothing.
+    /// Adds a request field to the primary key. Sorted and unique: the order of configuration says nothing. `Host` is
+    /// there already, in one spelling.
     pub(super) fn key_header(&mut self, name: HeaderName) {
+        if name == HOST {
+            return;
+        }
         self.keyed.push(name);
         self.keyed.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         self.keyed.dedup();
@@ -112,7 +116,7 @@ impl Intake {
             self.set(fields, X_FORWARDED_PROTO, scheme);
             self.set(fields, X_FORWARDED_HOST, host.clone());
         }
-        self.set(fields, HOST, host);
+        fields.insert(HOST, host);
         self.spell(fields, &COOKIE);
         if !self.accept_encoding_as_is {
             self.spell(fields, &ACCEPT_ENCODING);
@@ -143,7 +147,7 @@ impl Intake {
     }
 
     fn is_told_by_the_key(&self, name: &HeaderName) -> bool {
-        (*name == HOST || told::names_the_resource(name)) && !self.keyed.contains(name)
+        *name == HOST || (told::names_the_resource(name) && !self.keyed.contains(name))
     }
 
     fn set(&self, fields: &mut HeaderMap, name: HeaderName, value: HeaderValue) {

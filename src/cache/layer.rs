@@ -214,7 +214,7 @@ impl CacheLayer {
     }
 
     /// Puts a request field into the key: it then reaches the handler also if it is one of those that are
-    /// [taken out](super) by default (rule 3).
+    /// [taken out](super#what-handlers-see) by default. `Host` is in every key already.
     ///
     /// Unlike a field that `Vary` names, it makes two URLs of one: each value counts as another URL, a request with an
     /// unsafe method invalidates that of its own value only, and no bound on variants applies. A purge of the URL takes

@@ -19,8 +19,9 @@
 //!    the layer. A 200 that is stale from the start (`no-cache`, `max-age=0`) is stored if it can be validated.
 //!    `CDN-Cache-Control` stands for all of the response's own fields (RFC 9213).
 //! 5. **Never stored**: `no-store` and `private`; a `Cache-Control` that breaks the grammar; `Set-Cookie`; `Vary: *`; bodies
-//!    with trailers, with an error, or of another length than stated; status 1xx, 206, 304, 401, 403, 407, 416, 421,
-//!    425, 429; an event stream that does not state its own freshness. `private` and `no-cache` with a list of fields
+//!    with trailers, with an error, or of another length than stated; status 1xx, 206, 304, 416, and
+//!    those that one client's credentials, rate or odd request can provoke (400, 401, 403, 406, 407, 408, 411, 412, 413,
+//!    415, 417, 421, 425, 429, 431); an event stream that does not state its own freshness. `private` and `no-cache` with a list of fields
 //!    keep those fields out. [`CachePolicy::rfc9111`] goes to the edge of what the RFC permits in both rules.
 //! 6. **Credentials** (`Authorization` and `Cookie` alike): such a request is answered from the store, and its response
 //!    stored, only where the response says `public`, `s-maxage` or `must-revalidate` (RFC 9111 §3.5). It fetches for
@@ -67,11 +68,32 @@
 //! response; keeps more than its bounds (1024 fetches, 4096 waiters each, 64 MiB of copies, the store's
 //! own); holds back the first byte of a body from the client whose request was forwarded.
 //!
+//! # What handlers see
+//!
+//! A request whose response may be stored reaches the handler without what its key ignores, so that no client can
+//! choose by it what others get; all other requests pass as they came.
+//!
+//! | of the request | in the key | what the handler sees |
+//! |---|---|---|
+//! | `Host`, and the authority of an absolute URL | as in rule 2 | always the host of the key |
+//! | query parameters that [`CacheLayer::query_parameters`] does not name | no | nothing, neither in the URL nor in axum's `OriginalUri` |
+//! | cookies that [`CacheLayer::ignore_cookies`] names | no | nothing; other cookies as one line |
+//! | `Accept-Encoding` | no | those of `zstd, br, gzip, deflate` that are acceptable, spelled alike ([unless told otherwise](CacheLayer::accept_encoding_as_is)) |
+//! | `X-Forwarded-Host`, `X-Forwarded-Proto` | no | scheme and host of the key behind a [`ClientIpLayer`](crate::client_ip::ClientIpLayer), sent or not; nothing without one |
+//! | `Forwarded`, `X-Forwarded-Port` and `-Prefix`, `X-Original-URL`, `X-HTTP-Method-Override`, and whatever else is known to stand in for scheme, host, port, path or method | no | nothing |
+//! | a field that [`CacheLayer::key_header`] names, be it one of the above | yes | all lines as one |
+//! | any other field | no | as it came: name it in `Vary`, or let nothing depend on it |
+//!
+//! Two things stay with the transport: the HTTP version, and whether the URL is absolute.
+//! `X-Forwarded-For`, `X-Real-IP` and `Via` are other fields, and so is the address that
+//! [`ClientIp`](crate::client_ip::ClientIp) names: what depends on them must vary by the field, or not be stored.
+//!
 //! # Where it stands
 //!
-//! Inside of limits, outside of compression and whatever else depends on request fields without saying so in `Vary`.
-//! With tower-http's compression inside, each encoding is a variant; with it outside, the plain body is stored and
-//! compressed for each client. Needs a tokio runtime with its timer enabled; polled elsewhere, it forwards every miss
+//! Inside of limits and of `ClientIpLayer`, outside of whatever depends on request fields without saying so in `Vary`.
+//! With tower-http's compression inside, each set of acceptable codings is a variant, compressed once; with it outside,
+//! it chooses by the client's own `Accept-Encoding`, and the plain body is stored once and compressed for each client
+//! (`docs/ordering.md`). Needs a tokio runtime with its timer enabled; polled elsewhere, it forwards every miss
 //! and stores nothing. `!Send` services are not supported.
 //!
 //! ```

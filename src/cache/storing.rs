@@ -185,7 +185,7 @@ fn may_store_status(exchange: &Exchange<'_>, policy: &CachePolicy) -> bool {
         _ if has_range != partial => false,
         100..200 | 304 | 416 => false,
         206 => policy.store_partial && exchange.ranged,
-        401 | 403 | 407 | 421 | 425 | 429 => policy.any_status,
+        400 | 401 | 403 | 406..=408 | 411..=413 | 415 | 417 | 421 | 425 | 429 | 431 => policy.any_status,
         _ => true,
     }
 }

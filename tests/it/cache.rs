@@ -497,7 +497,7 @@ async fn a_request_with_credentials_takes_no_variant_out_of_reach() {
     send(&cache, page("de")).await;
     send(&cache, page("en")).await;
     let own = request(Method::GET, "/", &[("accept-language", "en"), ("authorization", "x")]);
-    assert_eq!(send(&cache, own).await.cache_status(), "tower-scale; fwd=request; stored");
+    assert_eq!(send(&cache, own).await.cache_status(), "tower-scale; fwd=request; stored; detail=credentials");
     assert!(send(&cache, page("de")).await.is_hit());
 }
 
@@ -529,7 +529,11 @@ async fn credentials_are_shared_only_with_permission() {
             let bob = || request(Method::GET, "/", &[(name, "bob")]);
             let first = send(&cache, alice()).await;
             let mark = if shared { "; stored" } else { "" };
-            assert_eq!(first.cache_status(), format!("tower-scale; fwd=uri-miss{mark}"), "{control}");
+            assert_eq!(
+                first.cache_status(),
+                format!("tower-scale; fwd=uri-miss{mark}; detail=credentials"),
+                "{control}"
+            );
             settle().await;
             assert_eq!(send(&cache, bob()).await.is_hit(), shared, "{name} {control}");
             let anonymous = send(&cache, get("/")).await;
@@ -1385,7 +1389,7 @@ async fn requests_with_credentials_do_not_share_through_redis_either() {
     eventually("each goes alone", async || origin.calls() == 2).await;
     gate.add_permits(3);
     for client in clients {
-        assert_eq!(client.await.unwrap().unwrap().cache_status(), "tower-scale; fwd=uri-miss");
+        assert_eq!(client.await.unwrap().unwrap().cache_status(), "tower-scale; fwd=uri-miss; detail=credentials");
     }
     assert_eq!(send(&cache, get("/")).await.text(), "3");
 }

@@ -11,6 +11,7 @@
 
 mod cache;
 mod cache_example;
+mod cache_intake;
 mod client_ip;
 mod contract;
 mod docs;
