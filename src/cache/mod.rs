@@ -33,11 +33,11 @@
 //! 9. **`Vary`**: variants have keys of their own, made of the combined lines of the named fields. At most 16 names, and 32
 //!    variants of one URL: beyond, the oldest goes.
 //! 10. **Validation**: what has expired is validated with its entity tag and date, a missing variant with the tags of the
-//!     others. A 304 renews the stored fields (RFC 9111 §3.2). What can be validated is kept beyond its time, for as long
+//!     others, unless they vary by `Accept-Encoding`. A 304 renews the stored fields (RFC 9111 §3.2). What can be validated is kept beyond its time, for as long
 //!     again, at least an hour and at most a day.
 //! 11. **Stale** responses are served where the response (RFC 5861) or the layer allows it: at once, while one fetch renews
-//!     them in the background ([`stale_while_revalidate`](CacheLayer::stale_while_revalidate); after a failure, none for
-//!     1 s), or instead of a 5xx, an inner error, a panic or a [timeout](CacheLayer::fetch_timeout)
+//!     them in the background ([`stale_while_revalidate`](CacheLayer::stale_while_revalidate); after one that
+//!     stores nothing, none for 1 s), or instead of a 5xx, an inner error, a panic or a [timeout](CacheLayer::fetch_timeout)
 //!     ([`stale_if_error`](CacheLayer::stale_if_error)). Never with `must-revalidate`, `proxy-revalidate`, `no-cache`, nor,
 //!     unless the policy says so, `s-maxage`.
 //! 12. **One fetch per key.** It runs in a task of its own, in the scope of the request that began it, and no client that
