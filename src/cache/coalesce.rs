@@ -156,14 +156,16 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
 /// Whether the request may fetch for others, and take what others fetch. With credentials only where the key's last
 /// response permitted that; with a range only where the whole is known to be small enough to be stored.
 fn may_share(case: &Case, miss: &Miss) -> bool {
-    let permitted = || {
-        miss.held.own.as_ref().is_some_and(|own| own.head.shared)
-            || case.shared.flights.markers.holds(&miss.key, markers::Mark::Permitted, Instant::now())
-    };
+    let permitted = || miss.held.own.as_ref().is_some_and(|own| own.head.shared) || is_permitted(case, miss);
     !case.asked.head
         && (!case.asked.range || miss.held.own.is_some())
         && miss.forward != Forward::Request
         && (!case.asked.credentials || permitted())
+}
+
+/// Whether the key's last response was for requests with credentials too.
+fn is_permitted(case: &Case, miss: &Miss) -> bool {
+    case.shared.flights.markers.holds(&miss.key, markers::Mark::Permitted, Instant::now())
 }
 
 /// Asks the store.
@@ -215,7 +217,7 @@ async fn follow<B>(case: &Case, mut ticket: Ticket, parts: &Parts, miss: Miss, m
     loop {
         match ticket.phase() {
             Phase::Running => {}
-            Phase::Vacant if case.asked.credentials && !ticket.is_permitted() => {
+            Phase::Vacant if case.asked.credentials && !is_permitted(case, &miss) => {
                 return Turn::Pass(miss.forward, miss.held);
             }
             Phase::Vacant => {

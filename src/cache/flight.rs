@@ -339,11 +339,6 @@ impl Ticket {
         claimed.then(|| self.flights.seat(self.flight.clone()))
     }
 
-    /// Whether requests with credentials may still fetch for others.
-    pub(super) fn is_permitted(&self) -> bool {
-        self.flights.markers.holds(&self.flight.key, Mark::Permitted, Instant::now())
-    }
-
     pub(super) fn audience(&self) -> &Arc<Audience> {
         &self.flight.audience
     }

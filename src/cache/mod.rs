@@ -38,8 +38,8 @@
 //!     but for the tag; a full response that is not stored itself outdates what was stored. What can be validated is
 //!     kept beyond its time, for as long again, at least an hour and at most a day.
 //! 11. **Stale** responses are served where the response (RFC 5861) or the layer allows it: at once, while one fetch renews
-//!     them in the background ([`stale_while_revalidate`](CacheLayer::stale_while_revalidate); after a failure, none for
-//!     1 s), or instead of a 5xx, an inner error, a panic or a [timeout](CacheLayer::fetch_timeout)
+//!     them in the background ([`stale_while_revalidate`](CacheLayer::stale_while_revalidate); after one that
+//!     stores nothing, none for 1 s), or instead of a 5xx, an inner error, a panic or a [timeout](CacheLayer::fetch_timeout)
 //!     ([`stale_if_error`](CacheLayer::stale_if_error)). Never with `must-revalidate`, `proxy-revalidate`, `no-cache`, nor,
 //!     unless the policy says so, `s-maxage`; nor, at once and by the layer's word alone, what was stale when it came.
 //! 12. **One fetch per key.** It runs in a task of its own, in the scope of the request that began it, and no client that
