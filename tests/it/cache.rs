@@ -24,6 +24,7 @@ use tower_scale::refusal::Reason;
 use crate::support::eventually;
 use crate::support::redis_server::RedisServer;
 
+mod herd;
 mod purge;
 
 type Body = axum::body::Body;
