@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use http::header::HOST;
 use http::{Extensions, HeaderMap, Uri};
+use quick_cache::Equivalent;
 
 use super::intake::Intake;
 use crate::client_ip;
@@ -31,7 +32,74 @@ static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 #[derive(Clone, Debug)]
 pub struct Key {
     hash: u64,
+    text: Text,
+}
+
+/// Most keys are short: a lookup allocates nothing for them.
+#[derive(Clone, Debug)]
+enum Text {
+    Short { length: u8, bytes: [u8; SHORT] },
+    Long(Arc<[u8]>),
+}
+
+const SHORT: usize = 78;
+
+impl Text {
+    #[inline]
+    fn new(text: &[u8]) -> Self {
+        let mut bytes = [0; SHORT];
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(room), Ok(length)) => {
+                room.copy_from_slice(text);
+                Self::Short { length, bytes }
+            }
+            _ => Self::Long(text.into()),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Short { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
+
+/// A key as a table holds it: no larger than its bytes.
+#[derive(Clone, Debug)]
+pub(super) struct Name {
+    hash: u64,
     bytes: Arc<[u8]>,
+}
+
+impl From<&Key> for Name {
+    fn from(key: &Key) -> Self {
+        let bytes = match &key.text {
+            Text::Long(bytes) => bytes.clone(),
+            short @ Text::Short { .. } => short.as_bytes().into(),
+        };
+        Self { hash: key.hash, bytes }
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.bytes == other.bytes
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl Equivalent<Name> for Key {
+    fn equivalent(&self, name: &Name) -> bool {
+        self.hash == name.hash && *self.as_bytes() == *name.bytes
+    }
 }
 
 /// What a key says of its URL, in bytes.
@@ -108,7 +176,7 @@ impl Key {
     /// This key with further parts behind it.
     pub(super) fn extend(&self, write: impl FnOnce(&mut Builder) -> Option<()>) -> Option<Self> {
         Builder::run(|builder| {
-            builder.raw(&self.bytes);
+            builder.raw(self.as_bytes());
             write(builder)
         })
     }
@@ -121,7 +189,7 @@ impl Key {
     }
 
     fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest = self.bytes.get(PREAMBLE..).unwrap_or_default();
+        let mut rest = self.as_bytes().get(PREAMBLE..).unwrap_or_default();
         std::iter::from_fn(move || {
             let (length, behind) = rest.split_first_chunk::<LENGTH>()?;
             let (part, behind) = behind.split_at_checked(u16::from_be_bytes(*length).into())?;
@@ -132,7 +200,7 @@ impl Key {
 
     /// A key of these bytes. `None`: too many.
     pub(super) fn new(bytes: &[u8]) -> Option<Self> {
-        (bytes.len() <= MAX_KEY_BYTES).then(|| Self { hash: hash_of(bytes), bytes: bytes.into() })
+        (bytes.len() <= MAX_KEY_BYTES).then(|| Self { hash: hash_of(bytes), text: Text::new(bytes) })
     }
 
     /// All that the key stands for, in a form that no other key has; at most 4 KiB. Not text: any byte may occur.
@@ -140,7 +208,7 @@ impl Key {
     /// Stable between processes of one version of this crate.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+        self.text.as_bytes()
     }
 
     pub(super) fn hash(&self) -> u64 {
@@ -208,7 +276,7 @@ impl Builder {
             [] => builder.stack.get(..builder.length)?,
             heap => heap,
         };
-        (bytes.len() <= MAX_KEY_BYTES).then(|| Key { hash: hash_of(bytes), bytes: bytes.into() })
+        (bytes.len() <= MAX_KEY_BYTES).then(|| Key { hash: hash_of(bytes), text: Text::new(bytes) })
     }
 
     fn url(&mut self, fields: usize, parts: [&str; 4]) -> Option<()> {
@@ -274,7 +342,7 @@ fn length_of(length: usize) -> Option<[u8; LENGTH]> {
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash && self.bytes == other.bytes
+        self.hash == other.hash && self.as_bytes() == other.as_bytes()
     }
 }
 

@@ -66,6 +66,7 @@ impl Search {
     ///
     /// # Errors
     /// The request's fields make the key too long.
+    #[allow(clippy::result_large_err, reason = "it ends the lookup: taken apart at once")]
     pub(super) fn at_variant(sources: Sources<'_>, known: Known) -> Result<Self, Found> {
         let mut search = Self { voided: known.voided, ..Self::new(sources) };
         search.vary(sources, known.spec).map_or(Ok(search), Err)
@@ -75,6 +76,7 @@ impl Search {
     ///
     /// # Errors
     /// It takes a round trip: wait for it with [`later`](Self::later).
+    #[allow(clippy::result_large_err, reason = "in a box, every lookup in memory would pay for those over a network")]
     pub(super) fn now(mut self, sources: Sources<'_>, now: SystemTime) -> Result<Found, (Self, Reply<Got>)> {
         loop {
             match sources.store.get(self.key(sources)) {

@@ -8,7 +8,7 @@ use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 
 use super::entry::Record;
-use super::key::{BuildPrehashed, Key};
+use super::key::{BuildPrehashed, Key, Name};
 use super::log;
 use super::metrics::Usage as Gauges;
 use super::store::{Reply, Store, StoreFailure, Usage};
@@ -31,7 +31,7 @@ const USUAL_WEIGHT: u64 = 4 << 10;
 
 /// An entry's slot in `quick_cache`: itself, two links, state and counter. The tables grow by doubling, and keep the
 /// slots of what has gone.
-const SLOT: usize = 2 * (size_of::<Key>() + size_of::<Stored>() + 24);
+const SLOT: usize = 2 * (size_of::<Name>() + size_of::<Stored>() + 24);
 /// Its share of the index: 5 bytes per place, never less than seven sixteenths full.
 const INDEX: usize = 12;
 
@@ -47,7 +47,7 @@ const INDEX: usize = 12;
 /// Expired responses go when they are asked for, or when room is needed. No background work. A lookup allocates
 /// nothing. Keys are hashed with `SipHash` and a seed of the process, so nobody can aim at one place of the tables.
 pub struct MemoryStore {
-    cache: Cache<Key, Stored, Weigh, BuildPrehashed, Evicting>,
+    cache: Cache<Name, Stored, Weigh, BuildPrehashed, Evicting>,
     in_flight: usize,
     gauges: Arc<Gauges>,
     bytes: AtomicU64,
@@ -110,7 +110,7 @@ impl Store for MemoryStore {
 
     fn put(&self, key: &Key, record: Record) -> Reply<Result<(), StoreFailure>> {
         let weight = (SLOT + INDEX + weight::key(key) + record.weight()) as u64;
-        self.cache.insert(key.clone(), Stored { record, weight });
+        self.cache.insert(Name::from(key), Stored { record, weight });
         self.report();
         Reply::Now(Ok(()))
     }
@@ -172,10 +172,10 @@ impl fmt::Debug for MemoryStore {
 #[derive(Clone)]
 struct Evicting(Arc<Gauges>);
 
-impl Lifecycle<Key, Stored> for Evicting {
-    type RequestState = Vec<(Key, Stored)>;
+impl Lifecycle<Name, Stored> for Evicting {
+    type RequestState = Vec<(Name, Stored)>;
 
-    fn on_evict(&self, gone: &mut Self::RequestState, key: Key, stored: Stored) {
+    fn on_evict(&self, gone: &mut Self::RequestState, key: Name, stored: Stored) {
         self.0.evictions.increment(1);
         gone.push((key, stored));
     }
@@ -184,8 +184,8 @@ impl Lifecycle<Key, Stored> for Evicting {
 #[derive(Clone, Copy, Debug)]
 struct Weigh;
 
-impl Weighter<Key, Stored> for Weigh {
-    fn weight(&self, _: &Key, stored: &Stored) -> u64 {
+impl Weighter<Name, Stored> for Weigh {
+    fn weight(&self, _: &Name, stored: &Stored) -> u64 {
         stored.weight
     }
 }

@@ -92,7 +92,7 @@ const SMALL: &str = {
         reason = "evaluated by the compiler"
     )]
     const DIGITS: [u8; 2890] = {
-        let (mut digits, mut at, mut number) = ([0; 2890], 0, 0);
+        let (mut digits, mut at, mut number) = ([0; 2890], 0, 0_u32);
         while number < 1000 {
             let mut place = if number < 10 {
                 1

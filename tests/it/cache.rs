@@ -29,6 +29,7 @@ mod coalescing;
 mod coding;
 mod confusion;
 mod credentials;
+mod herd;
 mod leaks;
 mod purge;
 mod renewal;
@@ -541,7 +542,7 @@ async fn credentials_are_shared_only_with_permission() {
             let answer = send(&cache, bob()).await;
             assert_eq!(answer.is_hit(), shared, "{name} {control}: what a stranger fetched");
             if !shared {
-                assert_eq!(answer.cache_status(), "tower-scale; fwd=request");
+                assert_eq!(answer.cache_status(), "tower-scale; fwd=request; detail=credentials");
             }
         }
     }

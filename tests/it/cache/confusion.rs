@@ -142,21 +142,24 @@ async fn no_error_is_stored_by_default() {
     }
 }
 
-/// The method override never reaches a handler whose response others may get; other odd fields are the handler's, and
-/// an error that it marks for all is for all. Not with the safe policy for those that answer one client's credentials,
-/// rate or connection.
+/// The method override never reaches a handler whose response others may get. An error that a handler marks for all is
+/// for all, unless it may answer one client's credentials, rate, connection or odd request.
 #[tokio::test]
 async fn errors_that_state_a_lifetime() {
     for (code, stored) in [
-        (400, true),
+        (400, false),
         (401, false),
         (403, false),
         (404, true),
         (405, true),
+        (406, false),
         (407, false),
+        (413, false),
+        (417, false),
         (421, false),
         (425, false),
         (429, false),
+        (431, false),
         (500, true),
         (501, true),
     ] {
