@@ -137,7 +137,9 @@ where
 pub fn zipf(requests: usize) {
     const KEYS: usize = 1_000_000;
     let keys = zipf_keys(KEYS, requests);
-    println!("\n{requests} requests over {KEYS} keys (Zipf, exponent 0.99), 64 MiB, 1 KiB bodies, after as many to warm up");
+    println!(
+        "\n{requests} requests over {KEYS} keys (Zipf, exponent 0.99), 64 MiB, 1 KiB bodies, after as many to warm up"
+    );
     println!("{:<48} {:>9} {:>14}", "", "hits", "ns per request");
     let calls = Arc::new(AtomicU64::new(0));
     let counted = || {
@@ -177,7 +179,11 @@ where
         }
         let took = started.elapsed();
         let misses = calls.load(Ordering::Relaxed) as f64 / measured.len() as f64;
-        println!("{name:<48} {:>8.1}% {:>14.0}", 100.0 * (1.0 - misses), took.as_secs_f64() * 1e9 / measured.len() as f64);
+        println!(
+            "{name:<48} {:>8.1}% {:>14.0}",
+            100.0 * (1.0 - misses),
+            took.as_secs_f64() * 1e9 / measured.len() as f64
+        );
     });
 }
 
