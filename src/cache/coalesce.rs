@@ -128,9 +128,8 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         Err(turn) => return turn,
     };
     if case.asked.control.as_ref().is_some_and(|control| control.only_if_cached) {
-        let refused = refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored);
+        let mut refused = refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored);
         case.shared.count(Outcome::Failed);
-        let mut refused = refused;
         status::not_stored(refused.headers_mut());
         return Turn::Answer(refused);
     }
@@ -156,7 +155,13 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
 /// Whether the request may fetch for others, and take what others fetch. With credentials only where the key's last
 /// response permitted that; with a range only where the whole is known to be small enough to be stored.
 fn may_share(case: &Case, miss: &Miss) -> bool {
-    let permitted = || miss.held.own.as_ref().is_some_and(|own| own.head.shared) || is_permitted(case, miss);
+    let permitted = || {
+        if miss.held.own.as_ref().is_some_and(|own| own.head.shared) {
+            // Who waits asks for it again, and it may be stored for longer than it is remembered.
+            case.shared.flights.markers.mark(&miss.key, markers::Mark::Permitted, Instant::now());
+        }
+        is_permitted(case, miss)
+    };
     !case.asked.head
         && (!case.asked.range || miss.held.own.is_some())
         && miss.forward != Forward::Request

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::entry::{Entry, Kind, Record};
 use super::flight::Landed;
+use super::layer::Shared;
 use super::markers;
 use super::plan::Plan;
 use super::purge::Purged;
@@ -16,14 +17,16 @@ use super::vary::VarySpec;
 /// Responses per URL. Beyond: the oldest goes.
 const MAX_VARIANTS: usize = 32;
 
-type Put = Reply<Result<(), StoreFailure>>;
+type Write = Reply<Result<(), StoreFailure>>;
 
 impl Plan {
-    /// The stored response no longer holds, and there is no other in its place.
+    /// The stored response no longer holds, and there is no other in its place. It goes also if the client leaves.
     pub(super) async fn drop_stored(&self) {
+        let shared = self.case.shared.clone();
         let sources = self.case.sources(&self.request);
         let key = self.spec.as_ref().and_then(|spec| spec.key(sources.intake, sources.primary, sources.request));
-        let _ = self.case.shared.store.remove(key.as_ref().unwrap_or(&self.case.primary)).wait().await;
+        let removal = shared.store.remove(key.as_ref().unwrap_or(&self.case.primary));
+        let _ = finish(Box::pin(async move { shared.done(removal).await })).await;
     }
 
     /// A full response has come in place of the stored one (RFC 9111 §4.3.3), and is not stored itself: nobody gets the
@@ -51,14 +54,14 @@ impl Plan {
         let may = || self.writable && !self.is_void(&landed.entry) && !self.is_overtaken(landed);
         let begin = || may().then(|| self.begin_to_store(landed));
         let Some((response, spec)) = shared.flights.in_order(primary, begin) else { return };
-        let stored = self.put(response).await
+        let stored = shared.done(response).await
             && match spec {
-                Some(spec) => self.put(spec).await,
+                Some(spec) => shared.done(spec).await,
                 None => true,
             };
         if self.is_void(&landed.entry) {
             // The invalidation came before the store had answered, and may have found nothing.
-            let _ = shared.store.remove(primary).wait().await;
+            shared.done(shared.store.remove(primary)).await;
             // Whoever has read the spec meanwhile must not store with it.
             shared.flights.note_voided(primary);
         }
@@ -93,7 +96,7 @@ impl Plan {
     }
 
     /// The response, and where the URL's responses vary the spec after it: whoever finds that finds the response.
-    fn begin_to_store(&self, landed: &Landed) -> (Put, Option<Put>) {
+    fn begin_to_store(&self, landed: &Landed) -> (Write, Option<Write>) {
         let (store, primary) = (&*self.case.shared.store, &self.case.primary);
         let response = Record(Kind::Response(landed.entry.clone()));
         let Some((spec, key)) = &landed.variant else { return (store.put(primary, response), None) };
@@ -116,12 +119,15 @@ impl Plan {
         }
         (put, Some(store.put(primary, Record(Kind::Vary(Arc::new(next))))))
     }
+}
 
-    async fn put(&self, put: Put) -> bool {
-        let stored = put.wait().await.is_ok();
-        if !stored {
-            self.case.shared.metrics.store_errors.increment(1);
+impl Shared {
+    /// Waits until the store has written. A failure is counted.
+    pub(super) async fn done(&self, write: Write) -> bool {
+        let done = write.wait().await.is_ok();
+        if !done {
+            self.metrics.store_errors.increment(1);
         }
-        stored
+        done
     }
 }

@@ -49,7 +49,7 @@
 //!     repeated. A cache that meets a request with which it is fetching already (one layer value twice in a stack)
 //!     passes it.
 //! 13. **The head decides.** Not storable: everybody goes alone at once, and the forwarded request has the live
-//!     response. For 120 s, or until something is stored, who asks for that key fetches for itself without waiting.
+//!     response. For 120 s, or until something fresh is stored, who asks for that key fetches for itself without waiting.
 //!     Storable: the body is shared while it grows if its length is known, else when it is whole.
 //! 14. **A failed fetch** (inner error, panic, broken body, 5xx that nobody asked to keep) is tried again by one of those
 //!     who wait and may have nothing stale, twice at most; then the others get a 502. The request that ran has the inner
@@ -149,7 +149,6 @@
 //! | `Cache-Status: tower-scale; detail=only-if-cached` | 504: nothing stored, and the request forbids to forward it |
 //! | `Cache-Status: tower-scale; fwd=uri-miss; detail=credentials` | forwarded alone, since it has credentials |
 //! | `Cache-Status: tower-scale; fwd=method`, `fwd=bypass` | not looked up |
-//! | `Cache-Status: tower-scale; detail=only-if-cached` | a 504: not stored, and the request wants nothing else |
 //! | `Age` | on hits and collapsed responses |
 //!
 //! Ours is the last member (RFC 9211). Connection-specific fields are not stored; everything else is kept, line by line. A
