@@ -163,7 +163,7 @@ fn may_share(case: &Case, miss: &Miss) -> bool {
         is_permitted(case, miss)
     };
     !case.asked.head
-        && (!case.asked.range || miss.held.own.is_some())
+        && (!case.asked.range || miss.held.own.is_some() && !miss.held.is_part())
         && miss.forward != Forward::Request
         && (!case.asked.credentials || permitted())
 }

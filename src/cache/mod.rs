@@ -21,8 +21,9 @@
 //! 5. **Never stored**: `no-store` and `private`; a `Cache-Control` that breaks the grammar; `Set-Cookie`; `Vary: *`; bodies
 //!    with trailers, with an error, or of another length than stated; status 1xx, 206, 304, 416, and
 //!    those that one client's credentials, rate or odd request can provoke (400, 401, 403, 406, 407, 408, 411, 412, 413,
-//!    415, 417, 421, 425, 429, 431); an event stream that does not state its own freshness. `private` and `no-cache` with a list of fields
-//!    keep those fields out. [`CachePolicy::rfc9111`] goes to the edge of what the RFC permits in both rules.
+//!    415, 417, 421, 425, 429, 431); an event stream that does not state its own freshness. `private` and `no-cache`
+//!    with a list of fields keep those fields out. [`CachePolicy::rfc9111`] goes to the edge of what the RFC permits in
+//!    both rules.
 //! 6. **Credentials** (`Authorization` and `Cookie` alike): such a request is answered from the store, and its response
 //!    stored, only where the response says `public`, `s-maxage` or `must-revalidate` (RFC 9111 §3.5). It fetches for
 //!    others, and takes what others fetch, only where the key's last response said so, and the new one says it again.
