@@ -66,8 +66,8 @@
 //! # It never
 //!
 //! stores or replays what one user's request brought to another without the permission of rule 6; combines parts of a
-//! response; keeps more than its bounds (1024 fetches, 4096 waiters each, 64 MiB of copies, the store's
-//! own); holds back the first byte of a body from the client whose request was forwarded.
+//! response; keeps more than its bounds (1024 fetches, 4096 waiters each, the store's own, also for
+//! copies); holds back the first byte of a body from the client whose request was forwarded.
 //!
 //! # What handlers see
 //!

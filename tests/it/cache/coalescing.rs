@@ -278,3 +278,15 @@ async fn a_client_that_leaves_while_what_is_outdated_is_removed_does_not_keep_it
         assert_eq!(send(&cache, get("/")).await.status, 500, "{status}");
     }
 }
+
+#[tokio::test]
+async fn the_oldest_of_many_variants_goes_also_from_a_store_that_answers_later() {
+    let origin = Origin::with(&[("cache-control", "max-age=60"), ("vary", "accept-language")]);
+    let store = Remote::new(1000, 1000);
+    let cache = CacheLayer::new(store.clone()).layer(origin.clone());
+    for language in 0..40 {
+        send(&cache, request(Method::GET, "/", &[("accept-language", &language.to_string())])).await;
+        settle().await;
+    }
+    assert_eq!(store.map.lock().unwrap().len(), 1 + 32, "what tells them apart, and the latest");
+}
