@@ -45,7 +45,8 @@ const INDEX: usize = 12;
 ///
 /// Eviction is scan-resistant (much like S3-FIFO): a crawler's one-time requests do not push out what is in use.
 /// Expired responses go when they are asked for, or when room is needed. No background work. A lookup allocates
-/// nothing. Keys are hashed with `SipHash` and a seed of the process, so nobody can aim at one place of the tables.
+/// nothing; the key that the layer makes for it does if it has more than 78 bytes. Keys are hashed with `SipHash` and a
+/// seed of the process, so nobody can aim at one place of the tables.
 pub struct MemoryStore {
     cache: Cache<Name, Stored, Weigh, BuildPrehashed, Evicting>,
     in_flight: usize,
