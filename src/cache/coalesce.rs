@@ -128,9 +128,8 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
         Err(turn) => return turn,
     };
     if case.asked.control.as_ref().is_some_and(|control| control.only_if_cached) {
-        let refused = refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored);
+        let mut refused = refuse(case, Caller::of_parts(&parts.headers, &parts.extensions), Reason::NotStored);
         case.shared.count(Outcome::Failed);
-        let mut refused = refused;
         status::not_stored(refused.headers_mut());
         return Turn::Answer(refused);
     }
@@ -142,7 +141,13 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
     }
     let shared = &case.shared;
     match shared.flights.join(&miss.key, &case.primary, miss.seen, shared.purges.epoch()) {
-        Join::Lead(seat) => Turn::Lead(seat, miss),
+        Join::Lead(seat) => {
+            if holds_shared(&miss) {
+                // For those who will wait: it may be stored for longer than it is remembered.
+                shared.flights.markers.mark(&miss.key, markers::Mark::Permitted, Instant::now());
+            }
+            Turn::Lead(seat, miss)
+        }
         Join::Wait(ticket) => {
             let deadline = *way.deadline.get_or_insert_with(|| Instant::now() + MAX_WAIT);
             follow(case, ticket, parts, miss, deadline).await
@@ -156,11 +161,16 @@ async fn next<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Turn<B> {
 /// Whether the request may fetch for others, and take what others fetch. With credentials only where the key's last
 /// response permitted that; with a range only where the whole is known to be small enough to be stored.
 fn may_share(case: &Case, miss: &Miss) -> bool {
-    let permitted = || miss.held.own.as_ref().is_some_and(|own| own.head.shared) || is_permitted(case, miss);
+    let permitted = || holds_shared(miss) || is_permitted(case, miss);
     !case.asked.head
-        && (!case.asked.range || miss.held.own.is_some())
+        && (!case.asked.range || miss.held.own.is_some() && !miss.held.is_part())
         && miss.forward != Forward::Request
         && (!case.asked.credentials || permitted())
+}
+
+/// Whether what is stored is for requests with credentials too.
+fn holds_shared(miss: &Miss) -> bool {
+    miss.held.own.as_ref().is_some_and(|own| own.head.shared)
 }
 
 /// Whether the key's last response was for requests with credentials too.

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -83,14 +83,14 @@ where
     };
     match plan.judge(response) {
         Judged::Renewed(renewal) => {
-            let response = plan.renewed(&renewal);
+            let response = plan.validated(&renewal.entry, renewal.own, Mark::Stored);
             let landed = plan.land(renewal.entry, renewal.variant);
             plan.keep_to_the_end(landed).await;
             (Outcome::Revalidated, Ok(response))
         }
         Judged::Gone(entry) => {
             plan.drop_stored().await;
-            (Outcome::Revalidated, Ok(plan.validated(&entry, Mark::Plain)))
+            (Outcome::Revalidated, Ok(plan.validated(&entry, HeaderMap::new(), Mark::Plain)))
         }
         Judged::Failed(response) => failed(&plan, Some(response.status()), || Ok(plan.pass(response))),
         Judged::Uncacheable(response) => {
@@ -194,7 +194,7 @@ impl<S, B> Fill<S, B> {
         match plan.judge(response) {
             Judged::Storable(terms, response) => share(plan, seat, &terms, response, client).await,
             Judged::Renewed(renewal) => {
-                let response = plan.renewed(&renewal);
+                let response = plan.validated(&renewal.entry, renewal.own, Mark::Stored);
                 let landed = plan.land(renewal.entry, renewal.variant);
                 let seat = if landed.entry.head.is_fresh(plan.case.now()) {
                     seat.complete(landed.clone());
@@ -210,7 +210,7 @@ impl<S, B> Fill<S, B> {
             Judged::Gone(entry) => {
                 plan.drop_stored().await;
                 give_way(&plan, seat);
-                let _ = client.send((Outcome::Revalidated, Ok(plan.validated(&entry, Mark::Plain))));
+                let _ = client.send((Outcome::Revalidated, Ok(plan.validated(&entry, HeaderMap::new(), Mark::Plain))));
             }
             Judged::Uncacheable(response) => {
                 plan.supersede(response.status()).await;

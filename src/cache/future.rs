@@ -105,12 +105,7 @@ where
     B::Error: Into<BoxError>,
 {
     let shared = change.shared().clone();
-    let forgotten = async move {
-        if removal.wait().await.is_err() {
-            shared.metrics.store_errors.increment(1);
-        }
-    };
-    let _ = finish(Box::pin(forgotten)).await;
+    let _ = finish(Box::pin(async move { shared.done(removal).await })).await;
     Ok(change.finish(response).await.unwrap_or_else(|response| pass(response, forward)))
 }
 

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::entry::{Entry, Kind, Record};
 use super::flight::Landed;
+use super::layer::Shared;
 use super::markers;
 use super::plan::Plan;
 use super::purge::Purged;
@@ -16,14 +17,25 @@ use super::vary::VarySpec;
 /// Responses per URL. Beyond: the oldest goes.
 const MAX_VARIANTS: usize = 32;
 
-type Put = Reply<Result<(), StoreFailure>>;
+type Write = Reply<Result<(), StoreFailure>>;
+
+/// What it takes to store a response.
+struct Writes {
+    response: Write,
+    /// Where the URL's responses vary.
+    spec: Option<Write>,
+    /// Takes out the response that there is no place for any more.
+    oldest: Option<Write>,
+}
 
 impl Plan {
-    /// The stored response no longer holds, and there is no other in its place.
+    /// The stored response no longer holds, and there is no other in its place. It goes also if the client leaves.
     pub(super) async fn drop_stored(&self) {
+        let shared = self.case.shared.clone();
         let sources = self.case.sources(&self.request);
         let key = self.spec.as_ref().and_then(|spec| spec.key(sources.intake, sources.primary, sources.request));
-        let _ = self.case.shared.store.remove(key.as_ref().unwrap_or(&self.case.primary)).wait().await;
+        let removal = shared.store.remove(key.as_ref().unwrap_or(&self.case.primary));
+        let _ = finish(Box::pin(async move { shared.done(removal).await })).await;
     }
 
     /// A full response has come in place of the stored one (RFC 9111 §4.3.3), and is not stored itself: nobody gets the
@@ -50,15 +62,19 @@ impl Plan {
         // A store in memory is written here, where no invalidation can come between the look and the writing.
         let may = || self.writable && !self.is_void(&landed.entry) && !self.is_overtaken(landed);
         let begin = || may().then(|| self.begin_to_store(landed));
-        let Some((response, spec)) = shared.flights.in_order(primary, begin) else { return };
-        let stored = self.put(response).await
+        let Some(Writes { response, spec, oldest }) = shared.flights.in_order(primary, begin) else { return };
+        let stored = shared.done(response).await
             && match spec {
-                Some(spec) => self.put(spec).await,
+                Some(spec) => shared.done(spec).await,
                 None => true,
             };
+        if let Some(oldest) = oldest {
+            // Where it fails, the response expires in its own time.
+            shared.done(oldest).await;
+        }
         if self.is_void(&landed.entry) {
             // The invalidation came before the store had answered, and may have found nothing.
-            let _ = shared.store.remove(primary).wait().await;
+            shared.done(shared.store.remove(primary)).await;
             // Whoever has read the spec meanwhile must not store with it.
             shared.flights.note_voided(primary);
         }
@@ -93,35 +109,38 @@ impl Plan {
     }
 
     /// The response, and where the URL's responses vary the spec after it: whoever finds that finds the response.
-    fn begin_to_store(&self, landed: &Landed) -> (Put, Option<Put>) {
+    fn begin_to_store(&self, landed: &Landed) -> Writes {
         let (store, primary) = (&*self.case.shared.store, &self.case.primary);
         let response = Record(Kind::Response(landed.entry.clone()));
-        let Some((spec, key)) = &landed.variant else { return (store.put(primary, response), None) };
+        let Some((spec, key)) = &landed.variant else {
+            return Writes { response: store.put(primary, response), spec: None, oldest: None };
+        };
         let current = match store.get(primary) {
             Reply::Now(Ok(Some(Record(Kind::Vary(current))))) if current.generation == spec.generation => current,
             _ => spec.clone(),
         };
-        let put = store.put(key, response);
+        let response = store.put(key, response);
         if current.variants.contains(key) && current.until >= landed.entry.head.keep_until {
-            return (put, Some(store.put(primary, Record(Kind::Vary(current)))));
+            return Writes { response, spec: Some(store.put(primary, Record(Kind::Vary(current)))), oldest: None };
         }
         let mut next = VarySpec::clone(&current);
         next.until = next.until.max(landed.entry.head.keep_until);
         if !next.variants.contains(key) {
             next.variants.push(key.clone());
         }
-        if next.variants.len() > MAX_VARIANTS {
-            // Without waiting: where it fails, the response expires in its own time.
-            drop(store.remove(&next.variants.remove(0)));
-        }
-        (put, Some(store.put(primary, Record(Kind::Vary(Arc::new(next))))))
+        let is_full = next.variants.len() > MAX_VARIANTS;
+        let oldest = is_full.then(|| store.remove(&next.variants.remove(0)));
+        Writes { response, spec: Some(store.put(primary, Record(Kind::Vary(Arc::new(next))))), oldest }
     }
+}
 
-    async fn put(&self, put: Put) -> bool {
-        let stored = put.wait().await.is_ok();
-        if !stored {
-            self.case.shared.metrics.store_errors.increment(1);
+impl Shared {
+    /// Waits until the store has written. A failure is counted.
+    pub(super) async fn done(&self, write: Write) -> bool {
+        let done = write.wait().await.is_ok();
+        if !done {
+            self.metrics.store_errors.increment(1);
         }
-        stored
+        done
     }
 }

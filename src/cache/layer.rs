@@ -157,8 +157,8 @@ impl CacheLayer {
     }
 
     /// Counts a fetch whose head takes longer as failed, for those who may have a stale response instead (default: no
-    /// limit). Nobody else gets an error by it: a fetch for everybody goes on; that of a request which goes alone ends, as
-    /// if its client had left.
+    /// limit). Nobody else gets an error by it: the fetch goes on, for 30 s at most, where its response may be stored;
+    /// otherwise it ends, as if its client had left.
     #[must_use]
     pub fn fetch_timeout(mut self, timeout: Duration) -> Self {
         self.config.fetch_timeout = Some(timeout.min(LONGEST));
@@ -261,7 +261,8 @@ impl CacheLayer {
         self
     }
 
-    /// Replaces the response to a request whose shared fetch failed three times (default: a 502 problem document).
+    /// Replaces the response to a request whose shared fetch failed three times (502), or that forbids to forward it and
+    /// finds nothing stored (504; default: problem documents).
     #[must_use]
     pub fn refusal(mut self, hook: impl Fn(&Refusal) -> Response<Bytes> + Send + Sync + 'static) -> Self {
         self.config.refuse = Refuse::with(hook);

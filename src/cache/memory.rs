@@ -43,9 +43,10 @@ const INDEX: usize = 12;
 /// about the budget, and by no more than 1.25 times that even where small objects make room for large ones (measured
 /// with glibc). Not in it: bodies that slow clients are still reading after they have been evicted.
 ///
-/// Eviction is scan-resistant (a Clock-PRO variant): a crawler's one-time requests do not push out what is in use.
+/// Eviction is scan-resistant (much like S3-FIFO): a crawler's one-time requests do not push out what is in use.
 /// Expired responses go when they are asked for, or when room is needed. No background work. A lookup allocates
-/// nothing. Keys are hashed with `SipHash` and a seed of the process, so nobody can aim at one place of the tables.
+/// nothing; the key that the layer makes for it does if it has more than 78 bytes. Keys are hashed with `SipHash` and a
+/// seed of the process, so nobody can aim at one place of the tables.
 pub struct MemoryStore {
     cache: Cache<Name, Stored, Weigh, BuildPrehashed, Evicting>,
     in_flight: usize,

@@ -17,7 +17,8 @@ const REFRESHES: Meter =
 const PURGES: Meter = Meter::new("cache_purges_total", "Purges, by what they named: url, prefix, tag, everything");
 const FILLS: Meter = Meter::new("cache_fills_in_flight", "Responses being fetched or collected for the store");
 const WAITERS: Meter = Meter::new("cache_waiters", "Requests that wait for another request's response");
-const STORE_ERRORS: Meter = Meter::new("cache_store_errors_total", "Store operations that failed; each is a miss");
+const STORE_ERRORS: Meter =
+    Meter::new("cache_store_errors_total", "Store operations that failed: a lookup is then a miss");
 const FILL_SECONDS: Meter =
     Meter::new("cache_fill_seconds", "Time from a request's forward to the end of its response's body, where stored");
 const ENTRIES: Meter = Meter::new("cache_entries", "Entries in the memory stores, expired ones included");
@@ -39,7 +40,7 @@ pub(super) enum Outcome {
     Collapsed,
     /// Forwarded without a look.
     Bypass,
-    /// Refused: the requests that it waited for failed.
+    /// Refused: the fetch that it waited for failed, or nothing is stored and it forbids to forward it.
     Failed,
 }
 

@@ -21,8 +21,9 @@
 //! 5. **Never stored**: `no-store` and `private`; a `Cache-Control` that breaks the grammar; `Set-Cookie`; `Vary: *`; bodies
 //!    with trailers, with an error, or of another length than stated; status 1xx, 206, 304, 416, and
 //!    those that one client's credentials, rate or odd request can provoke (400, 401, 403, 406, 407, 408, 411, 412, 413,
-//!    415, 417, 421, 425, 429, 431); an event stream that does not state its own freshness. `private` and `no-cache` with a list of fields
-//!    keep those fields out. [`CachePolicy::rfc9111`] goes to the edge of what the RFC permits in both rules.
+//!    415, 417, 421, 425, 429, 431); an event stream that does not state its own freshness. `private` and `no-cache`
+//!    with a list of fields keep those fields out. [`CachePolicy::rfc9111`] goes to the edge of what the RFC permits in
+//!    both rules.
 //! 6. **Credentials** (`Authorization` and `Cookie` alike): such a request is answered from the store, and its response
 //!    stored, only where the response says `public`, `s-maxage` or `must-revalidate` (RFC 9111 §3.5). It fetches for
 //!    others, and takes what others fetch, only where the key's last response said so, and the new one says it again.
@@ -49,7 +50,7 @@
 //!     repeated. A cache that meets a request with which it is fetching already (one layer value twice in a stack)
 //!     passes it.
 //! 13. **The head decides.** Not storable: everybody goes alone at once, and the forwarded request has the live
-//!     response. For 120 s, or until something is stored, who asks for that key fetches for itself without waiting.
+//!     response. For 120 s, or until something fresh is stored, who asks for that key fetches for itself without waiting.
 //!     Storable: the body is shared while it grows if its length is known, else when it is whole.
 //! 14. **A failed fetch** (inner error, panic, broken body, 5xx that nobody asked to keep) is tried again by one of those
 //!     who wait and may have nothing stale, twice at most; then the others get a 502. The request that ran has the inner
@@ -65,8 +66,8 @@
 //! # It never
 //!
 //! stores or replays what one user's request brought to another without the permission of rule 6; combines parts of a
-//! response; keeps more than its bounds (1024 fetches, 4096 waiters each, 64 MiB of copies, the store's
-//! own); holds back the first byte of a body from the client whose request was forwarded.
+//! response; keeps more than its bounds (1024 fetches, 4096 waiters each, the store's own, also for
+//! copies); holds back the first byte of a body from the client whose request was forwarded.
 //!
 //! # What handlers see
 //!
@@ -149,7 +150,6 @@
 //! | `Cache-Status: tower-scale; detail=only-if-cached` | 504: nothing stored, and the request forbids to forward it |
 //! | `Cache-Status: tower-scale; fwd=uri-miss; detail=credentials` | forwarded alone, since it has credentials |
 //! | `Cache-Status: tower-scale; fwd=method`, `fwd=bypass` | not looked up |
-//! | `Cache-Status: tower-scale; detail=only-if-cached` | a 504: not stored, and the request wants nothing else |
 //! | `Age` | on hits and collapsed responses |
 //!
 //! Ours is the last member (RFC 9211). Connection-specific fields are not stored; everything else is kept, line by line. A

@@ -76,7 +76,7 @@ pub(super) struct Renewal {
     pub(super) entry: Arc<Entry>,
     pub(super) variant: Option<Variant>,
     /// What the update says to its own client alone (`private` and `no-cache` with a list).
-    own: HeaderMap,
+    pub(super) own: HeaderMap,
 }
 
 impl Plan {
@@ -255,16 +255,10 @@ impl Plan {
         }
     }
 
-    /// The answer from a stored response that a 304 has renewed.
-    pub(super) fn renewed<B>(&self, renewal: &Renewal) -> Response<ResponseBody<B>> {
-        let mut response = self.validated(&renewal.entry, Mark::Stored);
-        response.headers_mut().extend(renewal.own.clone());
-        response
-    }
-
-    /// The answer from a stored response that holds for this once.
-    pub(super) fn validated<B>(&self, entry: &Entry, mark: Mark) -> Response<ResponseBody<B>> {
+    /// The answer from a stored response that holds, with these fields for its client alone.
+    pub(super) fn validated<B>(&self, entry: &Entry, own: HeaderMap, mark: Mark) -> Response<ResponseBody<B>> {
         let mut response = entry.answer(self.case.asked.head, &self.request, self.case.now());
+        response.headers_mut().extend(own);
         forwarded(response.headers_mut(), self.forward, Some(StatusCode::NOT_MODIFIED), mark);
         response.map(ResponseBody::own)
     }

@@ -38,7 +38,7 @@ where
         return;
     };
     let Some(place) = Place::take(&shared) else { return seat.release() };
-    (case.asked.head, case.asked.range) = (false, false);
+    (case.asked.head, case.asked.range) = (false, miss.held.is_part());
     parts.method = Method::GET;
     let (key, stored) = (miss.key.clone(), shared.flights.stored(&miss.key));
     let plan = Plan::new(case, &mut parts, miss, Manner::Shared, true);

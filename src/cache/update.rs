@@ -7,7 +7,7 @@ use http::header::{
     CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
     LAST_MODIFIED, RANGE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::date;
 use super::entry::Entry;
@@ -25,11 +25,19 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Puts the conditions into a request, in place of its client's own and of its `Range`: the client is answered from
-    /// what comes. `false`: there is nothing to ask for.
+    /// What is stored for the very request is a part, of a whole that may be large.
+    pub(super) fn is_part(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.head.status == StatusCode::PARTIAL_CONTENT)
+    }
+
+    /// Puts the conditions into a request, in place of its client's own and, unless a part is to be renewed, of its
+    /// `Range`: the client is answered from what comes. `false`: there is nothing to ask for.
     pub(super) fn ask(&self, request: &mut HeaderMap) -> bool {
-        for name in [RANGE, IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+        for name in [IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE] {
             request.remove(name);
+        }
+        if !self.is_part() {
+            request.remove(RANGE);
         }
         // A condition is about a success (RFC 9110 §13.2.1): a 304 would not mean that a stored 404 still holds.
         let own = self.own.iter().filter(|own| own.head.status.is_success());

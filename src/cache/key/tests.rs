@@ -227,3 +227,17 @@ proptest! {
         }
     }
 }
+
+/// Where a key is held in place, where it is put together on the stack, and beyond.
+#[test]
+fn a_key_is_its_bytes_however_many() {
+    for length in 0..600 {
+        let made = key("h", &format!("/{}", "x".repeat(length))).unwrap();
+        let read = Key::new(made.as_bytes()).unwrap();
+        let (name, again) = (Name::from(&made), Name::from(&read));
+        assert_eq!((&made, made.hash(), &name), (&read, read.hash(), &again), "{length}");
+        assert!(made.equivalent(&again) && made.url().target.len() == length + 1, "{length}");
+        let longer = made.extend(|builder| builder.push(b"")).unwrap();
+        assert!(longer != made && longer.as_bytes().starts_with(made.as_bytes()), "{length}");
+    }
+}

@@ -1,5 +1,7 @@
 //! Bodies that end early, late, wrongly or never, as other caches have stumbled over them.
 
+use tower_scale::cache::CachePolicy;
+
 use super::time::{moving, pass, seconds};
 use super::*;
 
@@ -218,5 +220,33 @@ async fn a_length_that_lies_is_stored_for_nobody() {
                 assert_eq!(origin.calls(), n, "{stated:?}");
             }
         }
+    }
+}
+
+/// The whole is not known to be small, since only a part of it is stored.
+#[tokio::test(start_paused = true)]
+async fn a_stored_part_is_renewed_as_a_part() {
+    for window in ["", ", stale-while-revalidate=60", ", stale-if-error=60"] {
+        let origin = Origin::new(move |n, request| async move {
+            let response = Response::builder().header("cache-control", format!("max-age=10{window}"));
+            let response = response.header("etag", format!("\"{n}\""));
+            let (status, body) = match request.headers().get("range") {
+                Some(_) => (206, n.to_string()),
+                None => (200, "the whole".to_owned()),
+            };
+            let response =
+                if status == 206 { response.header("content-range", "bytes 0-0/10000000000") } else { response };
+            Ok(response.status(status).body(text(&body)).unwrap())
+        });
+        let cache = moving(layer().policy(CachePolicy::rfc9111())).layer(origin.clone());
+        let part = || request(Method::GET, "/", &[("range", "bytes=0-0")]);
+        assert_eq!(send(&cache, part()).await.text(), "1");
+        assert!(send(&cache, part()).await.is_hit());
+        pass(seconds(11)).await;
+        let answer = send(&cache, part()).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (206, if window.contains("while") { "1" } else { "2" }));
+        settle().await;
+        let answer = send(&cache, part()).await;
+        assert!(answer.is_hit() && answer.text() == "2" && origin.calls() == 2, "{window}: {answer:?}");
     }
 }

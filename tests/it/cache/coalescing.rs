@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use tower_scale::cache::{Key, Record, Reply, Store, StoreFailure};
+use tower_scale::cache::{CachePolicy, Key, Record, Reply, Store, StoreFailure};
 
 use super::*;
 
@@ -246,4 +246,47 @@ async fn a_change_is_answered_when_nothing_older_can_get_into_the_store_any_more
     store.puts.add_permits(1);
     post.await.unwrap().unwrap();
     assert!(!send(&cache, get("/")).await.is_hit());
+}
+
+/// The handler takes back what it had allowed: no matter who leaves then.
+#[tokio::test]
+async fn a_client_that_leaves_while_what_is_outdated_is_removed_does_not_keep_it_alive() {
+    for status in [200, 304] {
+        let origin = Origin::answering(move |n, _| match n {
+            1 => Response::builder().header("cache-control", "max-age=1, stale-if-error=600").header("etag", "\"a\""),
+            2 => Response::builder().status(status).header("cache-control", "no-store").header("etag", "\"a\""),
+            _ => Response::builder().status(500),
+        });
+        let store = Remote::new(100, 0);
+        let began = std::time::SystemTime::now();
+        let late = Arc::new(AtomicBool::new(false));
+        let is_late = late.clone();
+        let clock = move || began + Duration::from_secs(if is_late.load(Ordering::SeqCst) { 10 } else { 0 });
+        let policy = CachePolicy::safe().request_directives(true);
+        let cache = CacheLayer::new(store.clone()).policy(policy).clock(clock).layer(origin.clone());
+        send(&cache, get("/")).await;
+        settle().await;
+        // Goes alone, since it wants something fresher than what others fetch.
+        let alone = spawn(&cache, request(Method::GET, "/", &[("cache-control", "no-cache")]));
+        settle().await;
+        assert!(origin.calls() == 2 && !alone.is_finished(), "{status}: what is outdated is being removed");
+        late.store(true, Ordering::SeqCst);
+        alone.abort();
+        settle().await;
+        store.removals.add_permits(100);
+        settle().await;
+        assert_eq!(send(&cache, get("/")).await.status, 500, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn the_oldest_of_many_variants_goes_also_from_a_store_that_answers_later() {
+    let origin = Origin::with(&[("cache-control", "max-age=60"), ("vary", "accept-language")]);
+    let store = Remote::new(1000, 1000);
+    let cache = CacheLayer::new(store.clone()).layer(origin.clone());
+    for language in 0..40 {
+        send(&cache, request(Method::GET, "/", &[("accept-language", &language.to_string())])).await;
+        settle().await;
+    }
+    assert_eq!(store.map.lock().unwrap().len(), 1 + 32, "what tells them apart, and the latest");
 }

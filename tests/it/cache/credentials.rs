@@ -223,3 +223,31 @@ async fn a_refresh_with_credentials_stores_nothing_private() {
         assert!(answer.headers["x-user"] == "nobody", "{control}: {answer:?}");
     }
 }
+
+/// Also where permission was given longer ago than the cache remembers it: what is stored says it still.
+#[tokio::test(start_paused = true)]
+async fn a_failed_fetch_for_users_counts_for_all_who_wait() {
+    for (control, age, calls, status) in [
+        ("public, max-age=10", 11, 4, 502),
+        ("public, max-age=7200", 7201, 4, 502),
+        ("public, max-age=10, stale-if-error=60", 11, 2, 200),
+        ("public, max-age=7200, stale-if-error=60", 7201, 2, 200),
+    ] {
+        let origin = Origin::new(move |n, _| async move {
+            if n > 1 {
+                tokio::time::sleep(seconds(1)).await;
+            }
+            let response = Response::builder().status(if n == 1 { 200 } else { 503 });
+            let response = if n == 1 { response.header("cache-control", control) } else { response };
+            Ok(response.header("etag", "\"1\"").body(text(&n.to_string())).unwrap())
+        });
+        let cache = moving(layer()).layer(origin.clone());
+        send(&cache, get("/")).await;
+        pass(seconds(age)).await;
+        let clients: Vec<_> =
+            (0..10).map(|_| spawn(&cache, request(Method::GET, "/", &[("cookie", "alice")]))).collect();
+        let answers = join_all(clients).await;
+        let last = answers.into_iter().last().unwrap().unwrap().unwrap();
+        assert_eq!((origin.calls(), last.status.as_u16()), (calls, status), "{control}");
+    }
+}

@@ -481,3 +481,19 @@ async fn a_head_that_came_too_late_is_not_stored_for_get() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(send(&cache, get("/")).await.text(), "3");
 }
+
+#[tokio::test(start_paused = true)]
+async fn our_member_stands_also_where_cache_status_is_for_one_client_alone() {
+    let hands = Hands::default();
+    let origin = Origin::answering(|n, _| {
+        let response = Response::builder().status(if n == 1 { 200 } else { 304 }).header("etag", "\"a\"");
+        response.header("cache-control", "max-age=5, no-cache=\"cache-status\"").header("cache-status", "origin; hit")
+    });
+    let cache = hands.on(layer()).layer(origin);
+    for (expected, lines) in [("uri-miss", 2), ("; hit", 1), ("fwd=stale; fwd-status=304", 2)] {
+        let answer = send(&cache, get("/")).await;
+        assert!(answer.cache_status().contains(expected), "{answer:?}");
+        assert_eq!(answer.headers.get_all("cache-status").iter().count(), lines, "{answer:?}");
+        hands.pass(3);
+    }
+}
