@@ -15,7 +15,7 @@ use tower_service::Service;
 
 use super::body::{BoxError, ResponseBody};
 use super::case::{Case, Counted};
-use super::fill::{BODY_PATIENCE, settle};
+use super::fill::{BODY_PATIENCE, Place, settle};
 use super::lookup::Miss;
 use super::metrics::Outcome;
 use super::plan::{Manner, Plan};
@@ -53,10 +53,14 @@ where
     let called = match or_stale(patience, call, || plan.rescue(None)).await {
         Called::Ended(called) => called,
         Called::Stale(stale, rest) => {
-            if let (Some(call), Ok(runtime), false) = (rest, Handle::try_current(), is_head) {
+            let place = Place::take(&plan.case.shared);
+            if let (Some(call), Ok(runtime), Some(place), false) = (rest, Handle::try_current(), place, is_head) {
                 // The fetch goes on, as one in the background does.
                 let scope = plan.scope.clone();
-                let rest = async move { drop(settle(plan, call.await).await) };
+                let rest = async move {
+                    let _place = place;
+                    drop(settle(plan, call.await).await);
+                };
                 runtime.spawn(Scoped::new(scope, tokio::time::timeout(BODY_PATIENCE, rest)));
             }
             counted.outcome = Outcome::Stale;

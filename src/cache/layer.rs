@@ -157,8 +157,8 @@ impl CacheLayer {
     }
 
     /// Counts a fetch whose head takes longer as failed, for those who may have a stale response instead (default: no
-    /// limit). Nobody else gets an error by it: the fetch goes on, for 30 s at most, where its response may be stored;
-    /// otherwise it ends, as if its client had left.
+    /// limit). Nobody else gets an error by it: the fetch goes on, for 30 s at most, where its response may be stored and
+    /// there is a place among the fetches; otherwise it ends, as if its client had left.
     #[must_use]
     pub fn fetch_timeout(mut self, timeout: Duration) -> Self {
         self.config.fetch_timeout = Some(timeout.min(LONGEST));
