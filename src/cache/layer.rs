@@ -19,6 +19,7 @@ use super::metrics::Metrics;
 use super::policy::CachePolicy;
 use super::purges::Purges;
 use super::service::Cache;
+use super::status;
 use super::store::Store;
 use crate::refusal::{Refusal, Refuse};
 
@@ -94,6 +95,7 @@ impl Config {
 impl CacheLayer {
     /// A cache over `store` that stores what states its own freshness.
     pub fn new(store: impl Store) -> Self {
+        status::prepare();
         let metrics = Arc::new(Metrics::new());
         let shared = Shared {
             budget: Arc::new(Budget::new(store.in_flight_bytes())),
