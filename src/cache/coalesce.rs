@@ -373,12 +373,13 @@ where
     let mut counted = Counted::new(&spare.case.shared);
     let listener = fill.seat.audience().listen();
     let (mut answer, task) = fill.start(runtime);
-    let in_time = match spare.case.config.fetch_timeout.filter(|_| spare.held.own.is_some()) {
+    let patience = spare.case.patience(&spare.held);
+    let in_time = match patience {
         None => None,
-        Some(timeout) => tokio::time::timeout(timeout, &mut answer).await.ok(),
+        Some(patience) => tokio::time::timeout(patience, &mut answer).await.ok(),
     };
     if in_time.is_none()
-        && spare.case.config.fetch_timeout.is_some()
+        && patience.is_some()
         && let Some(stale) = spare.rescue()
     {
         // The fetch goes on, as one in the background does.

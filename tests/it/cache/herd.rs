@@ -22,7 +22,11 @@ async fn a_thousand_clients_at_once_are_one_call_for_each_url() {
     for (n, answer) in answers.iter().enumerate() {
         assert_eq!(answer.status, StatusCode::OK);
         assert!(answer.text().ends_with(["/even", "/odd"][n % 2]), "{answer:?}");
+        assert_eq!(answer.text(), answers[n % 2].text());
     }
+    let count = |status: &str| answers.iter().filter(|answer| answer.cache_status().starts_with(status)).count();
+    assert_eq!(count("tower-scale; fwd=uri-miss; stored"), 2);
+    assert_eq!(count("tower-scale; fwd=uri-miss; collapsed") + count("tower-scale; hit"), CLIENTS - 2);
     // An idle machine takes a tenth of this; nobody waits for a second call, or for a timer of the cache.
     assert!(took < 20 * CALL, "{took:?}");
 }
