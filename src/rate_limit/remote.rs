@@ -35,8 +35,9 @@ impl Remote {
     pub(crate) fn check(self: Arc<Self>, client: Partition) -> Question {
         Box::pin(async move {
             let key = self.redis.key("rl", format!("{}:{client}", self.quota).as_bytes());
-            let args = [self.limit.interval, self.limit.capacity, 1].map(u64::cast_signed);
-            match self.redis.eval(&self.script, &key, &args).await {
+            let args = [self.limit.interval, self.limit.capacity, 1].map(|number| number.to_string());
+            let args = args.each_ref().map(String::as_bytes);
+            match self.redis.eval(&self.script, &[&key], &args).await {
                 Ok(answer) => self.read(&answer).ok_or(Unanswered { timed_out: false }),
                 Err(error) => Err(Unanswered { timed_out: error.kind() == Kind::Timeout }),
             }

@@ -22,6 +22,11 @@ pub enum ConfigError {
     /// A pool that cannot spare a connection.
     #[error("the pool must have room for at least two connections, since one is held")]
     PoolTooSmall,
+    /// No server is known for the invalidation connection: a pool cannot give one.
+    #[error(
+        "no server for the invalidation connection, which no pool can give: name one with `Redis::invalidation_urls`"
+    )]
+    NoInvalidation,
 }
 
 /// What went wrong with one operation. [`source`](std::error::Error::source) says more; neither shows hosts or secrets.

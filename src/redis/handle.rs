@@ -7,10 +7,11 @@ use std::time::Duration;
 use ::redis::{Cmd, Value};
 use http::Extensions;
 
-use super::error::{ConfigError, StoreError};
+use super::error::{ConfigError, Kind, StoreError};
 use super::link::Link;
 use super::script::{Script, Work};
 use super::source::Source;
+use super::subscription::{Servers, Subscription};
 
 const BUDGET: Duration = Duration::from_millis(20);
 const PREFIX: &str = "ts:";
@@ -23,6 +24,9 @@ pub struct Redis {
     link: Arc<Link>,
     budget: Duration,
     prefix: Arc<str>,
+    /// Where the invalidation connection may go.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code))]
+    servers: Option<Arc<Servers>>,
 }
 
 impl Redis {
@@ -32,7 +36,7 @@ impl Redis {
     /// # Errors
     /// The URL does not parse, asks for TLS without the feature, or asks not to verify certificates.
     pub fn connect(url: &str) -> Result<Self, ConfigError> {
-        Source::url(url).map(Self::new)
+        Self::new(Source::url(url)?).invalidation_urls([url])
     }
 
     /// A handle on an application's own pool, of which it holds one connection.
@@ -67,7 +71,7 @@ impl Redis {
     }
 
     fn new(source: Source) -> Self {
-        Self { link: Arc::new(Link::new(source)), budget: BUDGET, prefix: PREFIX.into() }
+        Self { link: Arc::new(Link::new(source)), budget: BUDGET, prefix: PREFIX.into(), servers: None }
     }
 
     /// The time that one operation may take, waiting for a connection included. 20 ms by default.
@@ -75,6 +79,11 @@ impl Redis {
     pub fn time_budget(mut self, budget: Duration) -> Self {
         self.budget = budget;
         self
+    }
+
+    #[cfg_attr(not(feature = "cache"), allow(dead_code))]
+    pub(crate) fn budget(&self) -> Duration {
+        self.budget
     }
 
     /// What all keys of the layers on this handle begin with: applications that share a server choose different ones.
@@ -85,12 +94,38 @@ impl Redis {
         self
     }
 
+    /// Names the servers at which a cache behind this handle may listen for what other processes purge and overwrite.
+    ///
+    /// That takes a connection that subscribes, and a pool cannot give one: for a handle on an application's pool, a
+    /// cache refuses to be built without these URLs. A handle of [`connect`](Self::connect) needs none; it uses its own.
+    ///
+    /// Any server will do that belongs to the same cluster, or is the master or a replica of the same group, since Redis
+    /// passes on what is published. Name several: each new connection goes to the next of them, and on to the others
+    /// while one does not answer. With Sentinel, name the master and its replicas, not the sentinels; of a cluster, two
+    /// or three nodes. Each process holds one such connection per cache.
+    ///
+    /// The URLs are as for [`connect`](Self::connect), with user, password and TLS of their own: what the pool's client
+    /// was given does not apply. Nothing is connected before a cache is used.
+    ///
+    /// # Errors
+    /// There is no URL, or one does not parse, asks for TLS without the feature `redis-tls`, or asks not to verify
+    /// certificates.
+    pub fn invalidation_urls<I>(mut self, urls: I) -> Result<Self, ConfigError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        self.servers = Some(Arc::new(Servers::new(urls)?));
+        Ok(self)
+    }
+
     /// Sends one command, once (a cluster's client may repeat it), on the connection that the layers share, within the
     /// time budget. Its keys are used as they are, without the prefix.
     ///
-    /// For commands that answer at once and have one key at most: none that block (`BLPOP`), subscribe, or change the
-    /// connection's state (`MULTI`, `SELECT`), since all requests share the connection. Dropping the future does not
-    /// recall a command that has been sent; the breaker counts it. Errors inside an array reply are errors of the whole.
+    /// For commands that answer at once and have one key at most, or several of one hash slot: none that block
+    /// (`BLPOP`), subscribe, or change the connection's state (`MULTI`, `SELECT`), since all requests share the
+    /// connection. Dropping the future does not recall a command that has been sent; the breaker counts it. Errors
+    /// inside an array reply are errors of the whole.
     ///
     /// # Errors
     /// No answer in time, no server, or an answer that is an error. See [`StoreError::kind`].
@@ -101,11 +136,36 @@ impl Redis {
         self.link.run(Work::Command(command), self.budget).await
     }
 
-    /// Runs `script` on one key, within the time budget: `EVALSHA`, and `EVAL` if the server does not know it. Not
-    /// repeated otherwise, but by a cluster's client.
-    #[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
-    pub(crate) async fn eval(&self, script: &Script, key: &[u8], args: &[i64]) -> Result<Value, StoreError> {
-        self.link.run(Work::Script(script, key, args), self.budget).await
+    /// Runs `script` on keys of one hash slot, at least one, within the time budget: `EVALSHA`, and `EVAL` if the server
+    /// does not know it. Not repeated otherwise, but by a cluster's client.
+    #[cfg_attr(not(any(feature = "rate-limit", feature = "cache")), allow(dead_code))]
+    pub(crate) async fn eval(&self, script: &Script, keys: &[&[u8]], args: &[&[u8]]) -> Result<Value, StoreError> {
+        self.link.run(Work::Script(script, keys, args), self.budget).await
+    }
+
+    /// Whether [`subscribe`](Self::subscribe) knows any server.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code))]
+    pub(crate) fn can_subscribe(&self) -> Result<(), ConfigError> {
+        self.servers.as_ref().map(|_| ()).ok_or(ConfigError::NoInvalidation)
+    }
+
+    /// Subscribes to `channel` on a connection of its own, within 2 s. Outside breakers and metrics of operations.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code))]
+    pub(crate) async fn subscribe(&self, channel: &[u8]) -> Result<Subscription, StoreError> {
+        match &self.servers {
+            Some(servers) => servers.subscribe(channel).await,
+            None => Err(StoreError::new(Kind::Unavailable, None)),
+        }
+    }
+
+    /// Publishes through every master, to all at the same time, each within the time budget; the first time, and once in
+    /// a while, a cluster is asked for its map before. Returns how many masters there are; fails if it fails anywhere,
+    /// once all are done.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code))]
+    pub(crate) async fn publish_everywhere(&self, channel: &[u8], message: &[u8]) -> Result<usize, StoreError> {
+        let mut publish = ::redis::cmd("PUBLISH");
+        publish.arg(channel).arg(message);
+        self.link.everywhere(publish, self.budget).await
     }
 
     /// The key of `id` in the name space `kind` (`rl`, `cache`): `{prefix}{kind}:{id}`.

@@ -24,14 +24,26 @@ impl Connection {
         }
     }
 
-    /// Asks the server that owns `slot` whether it is there.
-    pub(super) async fn ping(&self, slot: u16) -> RedisResult<Value> {
-        let ping = ::redis::cmd("PING");
+    /// Sends a command without a key to the server that owns `slot`.
+    pub(super) async fn send_to(&self, slot: u16, cmd: &Cmd) -> RedisResult<Value> {
         match self {
-            Self::Single(_) => self.send(&ping).await,
+            Self::Single(_) => self.send(cmd).await,
             Self::Cluster(connection) => {
                 let master = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
-                connection.clone().route_command(ping, RoutingInfo::SingleNode(master)).await?.extract_error()
+                connection.clone().route_command(cmd.clone(), RoutingInfo::SingleNode(master)).await?.extract_error()
+            }
+        }
+    }
+
+    /// Asks the server that serves `key` whether it is there. Of a cluster by that key: where its master is gone, the
+    /// client beneath sends a command without a key to any other.
+    pub(super) async fn ping(&self, key: &str) -> RedisResult<Value> {
+        match self {
+            Self::Single(_) => self.send(&::redis::cmd("PING")).await,
+            Self::Cluster(_) => {
+                let mut exists = ::redis::cmd("EXISTS");
+                exists.arg(key);
+                self.send(&exists).await
             }
         }
     }

@@ -14,7 +14,7 @@ use super::breaker::Breaker;
 use super::error::{Cause, Kind, StoreError, Verdict};
 use super::lane::{Connection, Lane};
 use super::metrics::Metrics;
-use super::nodes::Nodes;
+use super::nodes::{self, Nodes};
 use super::repair::{self, Shift};
 use super::script::Work;
 use super::source::Source;
@@ -104,7 +104,7 @@ impl Link {
 
     async fn attempt(self: &Arc<Self>, work: Work<'_>, budget: Duration) -> Result<Value, StoreError> {
         let _slot = self.reserve()?;
-        let (node, lane) = match self.admit(work.key(), budget) {
+        let (node, lane) = match self.admit(&work, budget) {
             Ok(admitted) => admitted,
             Err(open) => {
                 // Whoever asks in a loop must not keep the repair from running.
@@ -148,9 +148,9 @@ impl Link {
     }
 
     /// Whom the operation asks, and on which lane, if there is one.
-    fn admit(self: &Arc<Self>, key: &[u8], budget: Duration) -> Result<(usize, Option<Arc<Lane>>), StoreError> {
+    fn admit(self: &Arc<Self>, work: &Work<'_>, budget: Duration) -> Result<(usize, Option<Arc<Lane>>), StoreError> {
         let mut state = self.state();
-        let node = state.nodes.of(key);
+        let node = work.node(&state.nodes);
         if state.nodes.breaker(node).is_some_and(|breaker| breaker.is_open()) {
             let cause = state.cause.clone();
             drop(state);
@@ -268,11 +268,12 @@ impl Link {
         }
     }
 
-    /// Takes over the map of a cluster.
+    /// Takes over the map of a cluster, a reply to `CLUSTER SLOTS`.
     pub(super) fn adopt(&self, slots: &Value) {
+        let Some(map) = nodes::parse(slots) else { return };
         let mut state = self.state();
         let before = state.nodes.open_count();
-        state.nodes.adopt(slots, Instant::now());
+        state.nodes.adopt(map, Instant::now());
         let after = state.nodes.open_count();
         drop(state);
         self.metrics.breaker_open.decrement(as_f64(before.saturating_sub(after)));

@@ -23,6 +23,10 @@
 //! 8. A command is sent once and never repeated, except by the client of a cluster (see "Deployment"). One that timed out
 //!    may still be carried out: make late writes harmless.
 //! 9. Several runtimes may share a handle. If the one that owns the connection ends, another takes over.
+//! 10. Who listens to a channel (the cache, for what other processes purge) has a connection of its own, to the URL of
+//!     [`Redis::connect`] or to those of [`Redis::invalidation_urls`], as a pool cannot give one. Each new one begins at
+//!     the next URL, and 2 s are all that its opening takes. Of what has arrived and is not yet taken, 8192 messages and
+//!     8 MiB are kept: then the connection is closed, and its reader has to begin anew.
 //!
 //! It never: blocks a request longer than its budget, sends a request's command to find out whether Redis works, holds
 //! more than one connection of an application's pool, shows a host, password or URL in `Debug`, errors or logs, logs
@@ -55,14 +59,29 @@
 //! provider; if none is installed when the first connection is made, *ring* becomes it. A URL may also name a Unix
 //! socket (`unix:///run/redis.sock`).
 //!
-//! A cluster is reached through [`Redis::from_cluster_pool`]; every command sent must have exactly one key. The
-//! client beneath it (`redis` 1.8) sends a command again when the connection breaks before the reply, also one that was
-//! carried out, up to 16 times, though only while its caller waits. `deadpool_redis` builds that client itself and has
-//! no setting for it: what must not happen twice (`INCR`, a limiter's spending) may, while a master goes down. Where
+//! A cluster is reached through [`Redis::from_cluster_pool`]; every command sent must have a key, and where it has
+//! several, they must be of one hash slot. Its pool must not read from replicas, which may not have heard of a purge yet.
+//! The client beneath it (`redis` 1.8) sends a command again when the connection breaks before the reply, also one that
+//! was carried out, up to 16 times, though only while its caller waits. `deadpool_redis` builds that client itself and
+//! has no setting for it: what must not happen twice (`INCR`, a limiter's spending) may, while a master goes down. Where
 //! that matters, use [`Redis::connect`], [`Redis::from_pool`] or [`Redis::from_sentinel_pool`]. `MOVED` and `ASK` are
 //! followed too; a server that answers so has not carried out the command.
 //!
-//! A pool must have room for two connections at least, since one of them is held.
+//! A pool must have room for two connections at least, since one of them is held. For a cache on a handle on a pool, say
+//! where it may listen: with Sentinel the master and its replicas, of a cluster two or three of its nodes. A user of its
+//! own (ACL) needs the keys `~ts:*` and, for a cache, the channels `&ts:cache:*`, with the prefix in place of `ts:`.
+//!
+//! ```
+//! use tower_scale::redis::Redis;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let nodes = ["redis://10.0.0.1", "redis://10.0.0.2", "redis://10.0.0.3"];
+//! let manager = deadpool_redis::cluster::Manager::new(nodes.to_vec(), false)?;
+//! let pool = deadpool_redis::cluster::Pool::builder(manager).build()?;
+//! let redis = Redis::from_cluster_pool(pool)?.invalidation_urls(nodes)?;
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! A budget below the round trip to Redis keeps the breaker open: 20 ms is for a Redis in the same region.
 //!
@@ -76,6 +95,8 @@
 mod backoff;
 mod breaker;
 mod error;
+#[cfg_attr(not(feature = "cache"), allow(dead_code))]
+mod everywhere;
 mod handle;
 mod lane;
 mod link;
@@ -84,9 +105,18 @@ mod nodes;
 mod repair;
 mod script;
 mod source;
+#[cfg_attr(not(feature = "cache"), allow(dead_code))]
+mod subscription;
 mod within;
 
 pub use error::{ConfigError, Kind, StoreError};
 pub use handle::Redis;
 #[allow(unused_imports, reason = "without the limiter nobody runs scripts")]
 pub(crate) use script::Script;
+#[allow(unused_imports, reason = "only the cache listens")]
+pub(crate) use subscription::Subscription;
+
+#[cfg(test)]
+#[path = "../../tests/it/support/redis_server.rs"]
+#[allow(dead_code, clippy::disallowed_methods, reason = "the integration tests' servers, of which these need some")]
+pub(crate) mod redis_server;

@@ -1,5 +1,7 @@
 //! One breaker per server: a single one, or one per master of a cluster.
 
+use std::time::Duration;
+
 use ::redis::Value;
 use tokio::time::Instant;
 
@@ -9,7 +11,7 @@ const SLOTS: u16 = 16384;
 
 /// The slots up to `last`, after those of the range before, belong to `node`.
 #[derive(Debug, PartialEq, Eq)]
-struct Range {
+pub(super) struct Range {
     last: u16,
     node: usize,
 }
@@ -18,20 +20,23 @@ struct Range {
 pub(super) struct Nodes {
     ranges: Vec<Range>,
     breakers: Vec<Breaker>,
+    /// When the map was learned last.
+    charted: Option<Instant>,
 }
 
 impl Nodes {
     /// One server, or a cluster whose map is not known yet.
     pub(super) fn single(now: Instant) -> Self {
-        Self { ranges: Vec::new(), breakers: vec![Breaker::new(now)] }
+        Self { ranges: Vec::new(), breakers: vec![Breaker::new(now)], charted: None }
     }
 
     /// The server that `key` lives on.
     pub(super) fn of(&self, key: &[u8]) -> usize {
-        if self.ranges.is_empty() {
-            return 0;
-        }
-        let slot = slot(key);
+        if self.ranges.is_empty() { 0 } else { self.of_slot(slot(key)) }
+    }
+
+    /// The server that owns `slot`.
+    pub(super) fn of_slot(&self, slot: u16) -> usize {
         self.ranges.get(self.ranges.partition_point(|range| range.last < slot)).map_or(0, |range| range.node)
     }
 
@@ -47,16 +52,38 @@ impl Nodes {
         self.breakers.iter().filter(|breaker| breaker.is_open()).count()
     }
 
-    /// The servers whose breakers are open, each with one of its slots.
-    pub(super) fn open(&self) -> Vec<(usize, u16)> {
+    /// The servers whose breakers are open, each with a key that it serves.
+    pub(super) fn open(&self) -> Vec<(usize, String)> {
         let open = self.breakers.iter().enumerate().filter(|(_, breaker)| breaker.is_open());
-        let slot_of = |node| self.ranges.iter().find(|range| range.node == node).map_or(0, |range| range.last);
-        open.map(|(node, _)| (node, slot_of(node))).collect()
+        open.filter_map(|(node, _)| Some((node, self.key_of(node)?))).collect()
     }
 
-    /// Takes over a reply to `CLUSTER SLOTS`. Where the map has changed, every breaker starts anew.
-    pub(super) fn adopt(&mut self, reply: &Value, now: Instant) {
-        let Some(ranges) = parse(reply) else { return };
+    /// A key of each master of a cluster. Empty while its map is not known.
+    pub(super) fn masters(&self) -> Vec<String> {
+        let count = if self.ranges.is_empty() { 0 } else { self.breakers.len() };
+        (0..count).filter_map(|node| self.key_of(node)).collect()
+    }
+
+    /// A key that the server serves.
+    fn key_of(&self, node: usize) -> Option<String> {
+        (0..1_u32 << 20).map(|n| n.to_string()).find(|key| self.of(key.as_bytes()) == node)
+    }
+
+    /// Whether the map is known, and not older than `age`.
+    pub(super) fn is_charted(&self, now: Instant, age: Duration) -> bool {
+        !self.ranges.is_empty() && self.charted.is_some_and(|charted| now.saturating_duration_since(charted) < age)
+    }
+
+    /// A slot of a master whose breaker is closed.
+    pub(super) fn well(&self) -> Option<u16> {
+        let well =
+            self.ranges.iter().find(|range| self.breakers.get(range.node).is_some_and(|breaker| !breaker.is_open()));
+        well.map(|range| range.last)
+    }
+
+    /// Takes over a map. Where it has changed, every breaker starts anew.
+    pub(super) fn adopt(&mut self, ranges: Vec<Range>, now: Instant) {
+        self.charted = Some(now);
         if ranges != self.ranges {
             let count = ranges.iter().map(|range| range.node + 1).max().unwrap_or(1);
             self.breakers = (0..count).map(|_| Breaker::new(now)).collect();
@@ -65,24 +92,33 @@ impl Nodes {
     }
 }
 
-/// `CLUSTER SLOTS`: per range its first slot, its last slot, the master's address and identity, the replicas.
-fn parse(reply: &Value) -> Option<Vec<Range>> {
+/// `CLUSTER SLOTS`: per range its first slot, its last slot, the master's address and identity, the replicas. Each server
+/// lists them in an order of its own; here, masters are numbered in the order of their slots.
+pub(super) fn parse(reply: &Value) -> Option<Vec<Range>> {
     let Value::Array(entries) = reply else { return None };
-    let mut masters: Vec<(&Value, &Value)> = Vec::new();
-    let mut ranges = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let Value::Array(entry) = entry else { return None };
-        let [_, Value::Int(last), Value::Array(master), ..] = entry.as_slice() else { return None };
-        let [host, port, ..] = master.as_slice() else { return None };
-        let known = masters.iter().position(|known| *known == (host, port));
+    let mut owners = entries.iter().map(owner).collect::<Option<Vec<_>>>()?;
+    owners.sort_by_key(|(last, _)| *last);
+    let mut masters = Vec::new();
+    let numbered = owners.into_iter().map(|(last, master)| {
+        let known = masters.iter().position(|known| *known == master);
         let node = known.unwrap_or_else(|| {
-            masters.push((host, port));
+            masters.push(master);
             masters.len() - 1
         });
-        ranges.push(Range { last: u16::try_from(*last).ok()?, node });
-    }
-    ranges.sort_by_key(|range| range.last);
-    Some(ranges)
+        Range { last, node }
+    });
+    Some(numbered.collect())
+}
+
+/// Host, port and identity: servers without an address of their own differ in the last one only.
+type Master<'a> = (&'a Value, &'a Value, Option<&'a Value>);
+
+/// A range's last slot, and its master.
+fn owner(entry: &Value) -> Option<(u16, Master<'_>)> {
+    let Value::Array(entry) = entry else { return None };
+    let [_, Value::Int(last), Value::Array(master), ..] = entry.as_slice() else { return None };
+    let [host, port, rest @ ..] = master.as_slice() else { return None };
+    Some((u16::try_from(*last).ok()?, (host, port, rest.first())))
 }
 
 /// The hash slot of a key: CRC-16/XMODEM over the key, or over its hash tag (Redis cluster specification).
@@ -110,20 +146,29 @@ mod tests {
     use super::*;
 
     fn range(first: i64, last: i64, port: i64) -> Value {
-        let master = vec![Value::BulkString(b"h".to_vec()), Value::Int(port), Value::BulkString(b"id".to_vec())];
+        let id = port.to_string().into_bytes();
+        let master = vec![Value::BulkString(b"h".to_vec()), Value::Int(port), Value::BulkString(id)];
         Value::Array(vec![Value::Int(first), Value::Int(last), Value::Array(master)])
+    }
+
+    fn adopt(nodes: &mut Nodes, reply: &Value, now: Instant) {
+        nodes.adopt(parse(reply).unwrap(), now);
     }
 
     #[test]
     fn keys_belong_to_their_master() {
         let now = Instant::now();
         let mut nodes = Nodes::single(now);
-        assert_eq!(nodes.of(b"anything"), 0);
+        assert!(nodes.of(b"anything") == 0 && nodes.masters().is_empty());
+        adopt(&mut nodes, &Value::Array(Vec::new()), now);
+        assert!(!nodes.is_charted(now, Duration::MAX), "a cluster that nobody owns a slot of");
         // "foo" is in slot 12182, "bar" in 5061, "hello" in 866 (redis-cli cluster keyslot).
-        nodes.adopt(&Value::Array(vec![range(10923, 16383, 3), range(0, 999, 1), range(1000, 10922, 2)]), now);
+        adopt(&mut nodes, &Value::Array(vec![range(10923, 16383, 3), range(0, 999, 1), range(1000, 10922, 2)]), now);
         let of = ["foo", "bar", "hello", "x{foo}y"].map(|key| nodes.of(key.as_bytes()));
         assert!(of[0] != of[1] && of[1] != of[2] && of[0] != of[2] && of[0] == of[3], "{of:?}");
         assert_eq!(nodes.breakers.len(), 3);
+        assert_eq!(nodes.masters().iter().map(|key| nodes.of(key.as_bytes())).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!([0, 999, 1000, 16383].map(|slot| nodes.of_slot(slot)), [0, 0, 1, 2]);
     }
 
     #[test]
@@ -131,14 +176,35 @@ mod tests {
         let now = Instant::now();
         let mut nodes = Nodes::single(now);
         let map = Value::Array(vec![range(0, 8000, 1), range(8001, 16383, 2)]);
-        nodes.adopt(&map, now);
+        adopt(&mut nodes, &map, now);
         nodes.breaker(1).unwrap().trip();
-        nodes.adopt(&map, now);
-        assert_eq!(nodes.open(), [(1, 16383)]);
-        nodes.adopt(&Value::Okay, now);
-        assert_eq!(nodes.open_count(), 1);
-        nodes.adopt(&Value::Array(vec![range(0, 16383, 1)]), now);
+        nodes.breaker(0).unwrap().trip();
+        assert_eq!(nodes.well(), None);
+        assert!(nodes.breaker(0).unwrap().close(now));
+        assert_eq!(nodes.well(), Some(8000));
+        adopt(&mut nodes, &map, now);
+        assert!(matches!(&*nodes.open(), [(1, key)] if nodes.of(key.as_bytes()) == 1));
+        assert_eq!(parse(&Value::Okay), None);
+        adopt(&mut nodes, &Value::Array(vec![range(8001, 16383, 2), range(0, 8000, 1)]), now);
+        assert_eq!(nodes.open_count(), 1, "another server's order");
+        let age = Duration::from_secs(10);
+        assert!(nodes.is_charted(now + age / 2, age) && !nodes.is_charted(now + age, age));
+        adopt(&mut nodes, &Value::Array(vec![range(0, 16383, 1)]), now + age);
+        assert!(nodes.is_charted(now + age, age));
         assert_eq!((nodes.open_count(), nodes.breakers.len()), (0, 1));
+    }
+
+    #[test]
+    fn masters_without_an_address_are_told_apart() {
+        let nowhere = |last, id: &str| {
+            let master = vec![Value::Nil, Value::Int(6379), Value::BulkString(id.into())];
+            Value::Array(vec![Value::Int(0), Value::Int(last), Value::Array(master)])
+        };
+        let map = Value::Array(vec![nowhere(100, "a"), nowhere(200, "b"), nowhere(16383, "a")]);
+        let mut nodes = Nodes::single(Instant::now());
+        adopt(&mut nodes, &map, Instant::now());
+        assert_eq!(nodes.masters().iter().map(|key| nodes.of(key.as_bytes())).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!([0, 150, 201].map(|slot| nodes.of_slot(slot)), [0, 1, 0]);
     }
 
     proptest! {

@@ -120,8 +120,8 @@ impl Repair {
     async fn probe(&self, link: &Link, lane: &Arc<Lane>) {
         let open = link.state().nodes.open();
         let any = !open.is_empty();
-        for (node, slot) in open {
-            match Within::new(self.budget, lane.connection.ping(slot)).await {
+        for (node, key) in open {
+            match Within::new(self.budget, lane.connection.ping(&key)).await {
                 Some(Ok(_)) => link.close(node),
                 Some(Err(error)) => match Verdict::from(&error) {
                     // Any answer is an answer, even "no permission".

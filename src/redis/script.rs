@@ -3,40 +3,54 @@
 use ::redis::{Arg, Cmd, ErrorKind, RedisResult, ServerErrorKind, Value};
 
 use super::lane::Connection;
+use super::nodes::Nodes;
 
 /// A Lua script, loaded on first use: `EVALSHA`, and `EVAL` if the server does not know it yet.
-#[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
+#[cfg_attr(not(any(feature = "rate-limit", feature = "cache")), allow(dead_code))]
 pub(crate) struct Script {
     source: String,
     hash: String,
 }
 
-#[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
+#[cfg_attr(not(any(feature = "rate-limit", feature = "cache")), allow(dead_code))]
 impl Script {
     pub(crate) fn new(source: &str) -> Self {
         Self { source: source.to_owned(), hash: ::redis::Script::new(source).get_hash().to_owned() }
     }
 
-    fn command(&self, name: &str, script: &str, key: &[u8], args: &[i64]) -> Cmd {
-        let mut cmd = Cmd::with_capacity(4 + args.len(), script.len() + key.len() + 24 * (1 + args.len()));
-        cmd.arg(name).arg(script).arg(1).arg(key).arg(args);
+    fn command(&self, name: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
+        let length = |words: &[&[u8]]| words.iter().map(|word| word.len() + 16).sum::<usize>();
+        let room = script.len() + length(keys) + length(args) + 32;
+        let mut cmd = Cmd::with_capacity(3 + keys.len() + args.len(), room);
+        cmd.arg(name).arg(script).arg(keys.len()).arg(keys).arg(args);
         cmd
     }
 }
 
-/// One operation: one command, or one script on one key.
+/// One operation: one command, or one script on keys that live on one server.
 #[derive(Clone, Copy)]
 pub(super) enum Work<'a> {
     Command(&'a Cmd),
-    #[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
-    Script(&'a Script, &'a [u8], &'a [i64]),
+    #[cfg_attr(not(any(feature = "rate-limit", feature = "cache")), allow(dead_code))]
+    Script(&'a Script, &'a [&'a [u8]], &'a [&'a [u8]]),
+    /// One without a key, for the master that owns the slot.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code))]
+    To(u16, &'a Cmd),
 }
 
 impl Work<'_> {
-    /// The key that decides which server of a cluster is asked.
-    pub(super) fn key(&self) -> &[u8] {
+    /// Which server of a cluster is asked.
+    pub(super) fn node(&self, nodes: &Nodes) -> usize {
         match self {
-            Self::Script(_, key, _) => key,
+            Self::To(slot, _) => nodes.of_slot(*slot),
+            _ => nodes.of(self.key()),
+        }
+    }
+
+    fn key(&self) -> &[u8] {
+        match self {
+            Self::To(..) => b"",
+            Self::Script(_, keys, _) => keys.first().copied().unwrap_or_default(),
             Self::Command(cmd) => {
                 let word = |at| match cmd.args_iter().nth(at) {
                     Some(Arg::Simple(word)) => word,
@@ -52,11 +66,12 @@ impl Work<'_> {
     pub(super) async fn perform(self, connection: &Connection) -> RedisResult<Value> {
         match self {
             Self::Command(cmd) => connection.send(cmd).await,
-            Self::Script(script, key, args) => {
-                let known = connection.send(&script.command("EVALSHA", &script.hash, key, args)).await;
+            Self::To(slot, cmd) => connection.send_to(slot, cmd).await,
+            Self::Script(script, keys, args) => {
+                let known = connection.send(&script.command("EVALSHA", &script.hash, keys, args)).await;
                 match known {
                     Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                        connection.send(&script.command("EVAL", &script.source, key, args)).await
+                        connection.send(&script.command("EVAL", &script.source, keys, args)).await
                     }
                     known => known,
                 }
@@ -106,14 +121,14 @@ mod tests {
         let redis = Redis::connect(&url).unwrap().time_budget(std::time::Duration::from_secs(2));
         let script = Script::new("return 7");
         for _ in 0..3 {
-            assert_eq!(redis.eval(&script, b"ts:rl:k", &[-1, i64::MAX]).await.unwrap(), Value::Int(7));
+            assert_eq!(redis.eval(&script, &[b"ts:rl:k"], &[b"-1", b"\r\n"]).await.unwrap(), Value::Int(7));
         }
         drop(redis);
         let mut seen = Vec::new();
         while let Some(text) = commands.recv().await {
             let words: Vec<_> = text.lines().filter(|line| !line.starts_with(['*', '$'])).map(str::to_owned).collect();
             if words.first().is_some_and(|word| word.starts_with("EVAL")) {
-                assert_eq!(words[2..], ["1", "ts:rl:k", "-1", "9223372036854775807"]);
+                assert_eq!(words[2..], ["1", "ts:rl:k", "-1", "", ""]);
                 seen.push(words[0].clone());
             }
         }

@@ -10,7 +10,7 @@ use super::error::ConfigError;
 use super::lane::Held;
 
 /// A handshake (TCP, TLS, `AUTH`) is given up after this.
-const CONNECT: Duration = Duration::from_secs(1);
+pub(super) const CONNECT: Duration = Duration::from_secs(1);
 /// Commands queued towards the socket. With less, 1024 concurrent requests reach two thirds of the throughput.
 const QUEUE: usize = 1024;
 const KEEPALIVE: TcpKeepalive =
@@ -25,16 +25,8 @@ pub(super) enum Source {
 
 impl Source {
     pub(super) fn url(url: &str) -> Result<Self, ConfigError> {
-        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
-        if cfg!(not(feature = "redis-tls")) && matches!(scheme, "rediss" | "valkeys") {
-            return Err(ConfigError::TlsDisabled);
-        }
-        let info = url.into_connection_info().map_err(|_| ConfigError::Url)?;
-        let tls = match info.addr() {
-            ConnectionAddr::TcpTls { insecure: true, .. } => return Err(ConfigError::Insecure),
-            ConnectionAddr::TcpTls { .. } => true,
-            _ => false,
-        };
+        let info = parse(url)?;
+        let tls = is_tls(&info);
         Ok(Self::Url { pool: own_pool(info)?, tls })
     }
 
@@ -53,8 +45,24 @@ impl Source {
     }
 }
 
+/// What a URL says, with our settings for its sockets.
+pub(super) fn parse(url: &str) -> Result<ConnectionInfo, ConfigError> {
+    let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+    if cfg!(not(feature = "redis-tls")) && matches!(scheme, "rediss" | "valkeys") {
+        return Err(ConfigError::TlsDisabled);
+    }
+    let info = url.into_connection_info().map_err(|_| ConfigError::Url)?;
+    if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. }) {
+        return Err(ConfigError::Insecure);
+    }
+    Ok(info.set_tcp_settings(TcpSettings::default().set_nodelay(true).set_keepalive(KEEPALIVE)))
+}
+
+pub(super) fn is_tls(info: &ConnectionInfo) -> bool {
+    matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+}
+
 fn own_pool(info: ConnectionInfo) -> Result<deadpool_redis::Pool, ConfigError> {
-    let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true).set_keepalive(KEEPALIVE));
     // Each operation has a deadline of its own; a second timer per command costs a tenth of the throughput.
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT))
@@ -73,7 +81,7 @@ fn own_pool(info: ConnectionInfo) -> Result<deadpool_redis::Pool, ConfigError> {
 
 /// rustls panics where an application's dependencies enable two providers and nobody has chosen one. Chosen as late as
 /// possible, so that the application's own choice comes first.
-fn ensure_crypto_provider() {
+pub(super) fn ensure_crypto_provider() {
     #[cfg(feature = "redis-tls")]
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         // Another thread may have been faster, which is just as well.

@@ -460,6 +460,24 @@ async fn cluster_pool() {
 }
 
 #[tokio::test]
+async fn several_keys_of_a_slot_are_one_command() {
+    let cluster = Cluster::start();
+    let manager = cluster::Manager::new(cluster.urls(), false).unwrap();
+    let pool = cluster::Pool::builder(manager).max_size(2).runtime(Runtime::Tokio1).build().unwrap();
+    let redis = Redis::from_cluster_pool(pool).unwrap().time_budget(Duration::from_secs(2));
+    let calls = |command| cluster.masters.iter().map(|master| master.calls(command)).sum::<u64>();
+    for n in 1..=20 {
+        let keys = [format!("ts:{{{n}}}K"), format!("ts:{{{n}}}g")];
+        set(&redis, &keys[0], "v").await.unwrap();
+        let both = redis.query(cmd("MGET").arg(&keys)).await.unwrap();
+        assert_eq!(both, Value::Array(vec![Value::BulkString(b"v".to_vec()), Value::Nil]));
+        assert_eq!(redis.query(cmd("DEL").arg(&keys)).await.unwrap(), Value::Int(1));
+        assert_eq!((calls("mget"), calls("del")), (n, n));
+    }
+    assert!(cluster.masters.iter().all(|master| master.calls("mget") > 0), "to the master of each");
+}
+
+#[tokio::test]
 async fn sentinel_pool_follows_the_master() {
     let mut servers = Sentinel::start();
     let urls = vec![servers.sentinel.url()];

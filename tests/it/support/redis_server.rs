@@ -284,6 +284,32 @@ impl Sentinel {
         }
         Self { master, replica, sentinel }
     }
+
+    /// Kills the master, waits until its replica has taken over, and starts it again as the replica's own.
+    pub(crate) fn fail_over(&mut self) {
+        // A sentinel closes the connections of a server that changes its role.
+        let says = |server: &RedisServer, section: &str, what: &str| {
+            server.try_command(&["INFO", section]).is_some_and(|info| info.contains(what))
+        };
+        let wait = |what: &str, condition: &mut dyn FnMut() -> bool| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !condition() {
+                assert!(Instant::now() < deadline, "not within 20 s: {what}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        wait("a replica to take over", &mut || says(&self.master, "replication", "state=online"));
+        self.master.kill();
+        let port = self.replica.port.to_string();
+        wait("the replica is a master", &mut || says(&self.replica, "replication", "role:master"));
+        wait("the sentinel says so", &mut || says(&self.sentinel, "sentinel", &format!("address=127.0.0.1:{port}")));
+        std::mem::swap(&mut self.master, &mut self.replica);
+        self.replica.launch();
+        wait("the old master is a replica", &mut || {
+            let _ = self.replica.try_command(&["REPLICAOF", "127.0.0.1", &port]);
+            says(&self.master, "replication", "state=online")
+        });
+    }
 }
 
 /// A port that is free, and so is the one 10 000 above it, which a cluster uses as well.
