@@ -20,7 +20,7 @@ use super::lookup::Miss;
 use super::metrics::Outcome;
 use super::plan::{Manner, Plan};
 use super::status::{self, Forward, Mark};
-use super::store::finish;
+use super::store;
 use super::update::Held;
 use crate::ready::CallWhenReady;
 use crate::scope::Scoped;
@@ -77,7 +77,7 @@ where
             }
             let (head, body) = response.into_parts();
             let passed = plan.pass(Response::from_parts(head.clone(), body));
-            finish(Box::pin(async move { plan.learn_from_head(&head).await })).await;
+            store::detach(Box::pin(async move { plan.learn_from_head(&head).await })).await;
             Ok(passed)
         }
         called => {

@@ -7,11 +7,12 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::runtime::Handle;
 
 use super::body::ResponseBody;
+use super::early;
 use super::entry::Entry;
 use super::key::Key;
 use super::layer::{Config, Shared};
 use super::lookup::{Miss, Search, Sources};
-use super::metrics::{Outcome, Stale};
+use super::metrics::{Outcome, Refresh, Stale};
 use super::purge::Purged;
 use super::request::Asked;
 use super::reuse::{self, Demand, Use};
@@ -31,7 +32,7 @@ pub(super) struct Case {
 pub(super) enum Verdict<B> {
     Answer(Response<ResponseBody<B>>),
     /// Answer, and renew it.
-    Renew(Response<ResponseBody<B>>, Miss),
+    Renew(Response<ResponseBody<B>>, Miss, Refresh),
     Fetch(Miss),
 }
 
@@ -54,12 +55,19 @@ impl Case {
     ) -> Verdict<B> {
         let (shared, sources) = (&self.shared, self.sources(request));
         match shared.judge(&self.config, &self.asked, &self.primary, &entry, now) {
-            Use::Fresh => Verdict::Answer(shared.answer(&self.asked, request, &entry, now)),
+            Use::Fresh => {
+                let response = shared.answer(&self.asked, request, &entry, now);
+                if !early::is_due(&entry.head, &self.config, &self.asked, now) {
+                    return Verdict::Answer(response);
+                }
+                let held = Held { own: Some(entry), others: Vec::new() };
+                Verdict::Renew(response, Miss { held, ..search.miss(sources, Forward::Stale) }, Refresh::Early)
+            }
             Use::Renew => {
                 // Also what a soft purge has made stale before its time.
                 let response = shared.answer_stale(&self.asked, request, &entry, now);
                 let held = Held { own: Some(entry), others: Vec::new() };
-                Verdict::Renew(response, Miss { held, ..search.miss(sources, Forward::Stale) })
+                Verdict::Renew(response, Miss { held, ..search.miss(sources, Forward::Stale) }, Refresh::Stale)
             }
             Use::Validate => {
                 let by_request = self.asked.control.is_some() && entry.head.is_fresh(now);
@@ -73,6 +81,11 @@ impl Case {
                 Verdict::Fetch(search.miss(sources, Forward::Stale))
             }
         }
+    }
+
+    /// Whether a stored response can be the answer without a look for a newer one.
+    pub(super) fn is_fit(&self, entry: &Entry) -> bool {
+        self.shared.judge(&self.config, &self.asked, &self.primary, entry, self.now()) == Use::Fresh
     }
 
     /// How long a fetch may take before what is held stands in for it. It takes a timer.
@@ -126,7 +139,8 @@ impl Drop for Counted {
 
 impl Shared {
     pub(super) fn sources<'a>(&'a self, config: &'a Config, primary: &'a Key, request: &'a HeaderMap) -> Sources<'a> {
-        Sources { store: &*self.store, flights: &self.flights, intake: &config.intake, primary, request }
+        let (store, fleet) = (&*self.store, self.fleet.as_deref());
+        Sources { store, fleet, flights: &self.flights, intake: &config.intake, primary, request }
     }
 
     /// Counts what became of a request that was not answered at once.

@@ -6,10 +6,12 @@ use bytes::Bytes;
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
+use tokio::runtime::Handle;
 
 use super::body::{BoxError, ResponseBody};
 use super::case::Case;
 use super::fill::settle;
+use super::fleet::Fleet;
 use super::key::Key;
 use super::layer::Shared;
 use super::lookup::Miss;
@@ -40,7 +42,7 @@ impl Change {
         let (mut parts, body) = request.into_parts();
         let seen = case.shared.flights.stored(&case.primary);
         let (key, forward) = (case.primary.clone(), Forward::Method);
-        let miss = Miss { key, seen, forward, known: None, held: Held::default() };
+        let miss = Miss { key, seen, forward, known: None, held: Held::default(), control: None };
         let plan = Plan::new(case.clone(), &mut parts, miss, Manner::Alone, !spent);
         (Self { case, spent, plan: Some(Box::new(plan)) }, Request::from_parts(parts, body))
     }
@@ -160,6 +162,9 @@ fn without_dots(target: &str) -> String {
 impl Shared {
     /// Forgets the response to a GET of this URL, with all variants, and voids fetches under way.
     fn invalidate(self: &Arc<Self>, primary: Key, spent: bool) -> Removal {
+        if let Some(fleet) = &self.fleet {
+            return self.invalidate_everywhere(fleet, &primary, spent);
+        }
         let removal = self.flights.in_order(&primary, || {
             self.flights.note_voided(&primary);
             let removal = if spent { Reply::Now(Ok(())) } else { self.store.remove(&primary) };
@@ -180,6 +185,20 @@ impl Shared {
                 }))
             }
         }
+    }
+
+    /// The same in every process. Nothing is written that was read before: the store compares.
+    fn invalidate_everywhere(&self, fleet: &Arc<dyn Fleet>, primary: &Key, spent: bool) -> Removal {
+        self.flights.note_voided(primary);
+        let told = fleet.invalidate(primary);
+        if !spent {
+            return Reply::Later(told);
+        }
+        // It has cost the request its time already: others learn of it all the same.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(told);
+        }
+        Reply::Now(Ok(()))
     }
 }
 

@@ -18,14 +18,13 @@ use super::fill::{Answer, BODY_PATIENCE, Fill, Place};
 use super::flight::{Join, Landed, Phase, Seat, Stream, Ticket, Variant};
 use super::layer::Fetching;
 use super::log::Reader;
-use super::lookup::{Found, Got, Miss, Search};
+use super::lookup::{Found, Miss, Search, Step};
 use super::markers;
-use super::metrics::Outcome;
+use super::metrics::{Outcome, Refresh};
 use super::plan::{Manner, Plan, present};
 use super::purge::Purged;
 use super::refresh;
 use super::status::{self, Forward, Mark};
-use super::store::Reply;
 use super::update::Held;
 use super::vary::Known;
 use crate::refusal::{Caller, Reason, Refusal};
@@ -39,7 +38,7 @@ const MAX_ROUNDS: usize = 8;
 enum Turn<B> {
     Answer(Response<ResponseBody<B>>),
     /// Answered, with something to renew.
-    Renew(Response<ResponseBody<B>>, Miss),
+    Renew(Response<ResponseBody<B>>, Miss, Refresh),
     Lead(Seat, Miss),
     /// Alone; its response may be stored.
     Alone(Miss),
@@ -54,7 +53,7 @@ pub(super) enum Looked {
     /// Not begun.
     Not,
     /// The store has been asked.
-    Asked(Search, Reply<Got>),
+    Asked(Search, Step),
     /// Through.
     Found(Found),
 }
@@ -97,8 +96,8 @@ where
     counted.leave_to_others();
     let miss = match turn {
         Turn::Answer(response) => return Ok(response),
-        Turn::Renew(response, miss) => {
-            refresh::begin(case, inner, parts, body, miss);
+        Turn::Renew(response, miss, why) => {
+            refresh::begin(case, inner, parts, body, miss, why);
             return Ok(response);
         }
         Turn::Pass(forward, held) => return pass(&case, inner, Request::from_parts(parts, body), forward, held).await,
@@ -180,44 +179,58 @@ fn is_permitted(case: &Case, miss: &Miss) -> bool {
 
 /// Asks the store.
 async fn look<B>(case: &Case, parts: &mut Parts, way: &mut Way) -> Result<Miss, Turn<B>> {
-    let store = &*case.shared.store;
+    match find(case, parts, way).await {
+        Found::Miss(miss) => Ok(miss),
+        Found::NoKey => Err(Turn::Pass(Forward::Bypass, Held::default())),
+        Found::Entry(entry, search) => match case.decide(&parts.headers, entry, &search, case.now()) {
+            Verdict::Answer(response) => Err(Turn::Answer(response)),
+            Verdict::Renew(response, miss, why) => Err(Turn::Renew(response, miss, why)),
+            Verdict::Fetch(miss) => Ok(miss),
+        },
+    }
+}
+
+async fn find(case: &Case, parts: &mut Parts, way: &mut Way) -> Found {
     let sources = case.sources(&parts.headers);
     let now = || case.now();
     let search = match (std::mem::replace(&mut way.looked, Looked::Not), way.known.take()) {
         (Looked::Found(found), _) => Err(found),
-        (Looked::Asked(search, step), _) => Ok(Err((search, step))),
-        (Looked::Not, None) => Ok(Ok(Search::new(sources))),
-        (Looked::Not, Some(known)) => Search::at_variant(sources, known).map(Ok),
+        (Looked::Asked(search, step), _) => Ok((search, Some(step))),
+        (Looked::Not, None) => Ok((Search::new(sources), None)),
+        (Looked::Not, Some(known)) => Search::at_variant(sources, known).map(|search| (search, None)),
     };
+    let spent = !way.writable || case.shared.store.is_spent(&parts.extensions);
     let found = match search {
         Err(found) => Ok(found),
-        Ok(Err((search, step))) => search.later(sources, step, now).await,
-        Ok(Ok(search)) if !way.writable || store.is_spent(&parts.extensions) => {
+        Ok((search, Some(step))) => search.later(sources, step, now).await,
+        Ok((search, None)) if spent && sources.fleet.is_none() => {
             way.writable = false;
             Ok(Found::Miss(search.miss(sources, Forward::UriMiss)))
         }
-        Ok(Ok(search)) => match search.now(sources, now()) {
+        Ok((search, None)) => match search.now(sources, now()) {
             Ok(found) => Ok(found),
+            Err((search, _)) if spent => Ok(Found::Miss(search.unanswered().miss(sources, Forward::UriMiss))),
             Err((search, step)) => search.later(sources, step, now).await,
         },
     };
-    match found {
-        Ok(Found::Miss(miss)) => Ok(miss),
-        Ok(Found::NoKey) => Err(Turn::Pass(Forward::Bypass, Held::default())),
-        Ok(Found::Entry(entry, search)) => match case.decide(&parts.headers, entry, &search, now()) {
-            Verdict::Answer(response) => Err(Turn::Answer(response)),
-            Verdict::Renew(response, miss) => Err(Turn::Renew(response, miss)),
-            Verdict::Fetch(miss) => Ok(miss),
+    let (failure, left) = match found {
+        Ok(Found::Entry(entry, search)) if !spent && !case.is_fit(&entry) => match search.further(sources) {
+            None => return Found::Entry(entry, search),
+            Some(step) => match search.clone().later(sources, step, now).await {
+                Ok(found) => return found,
+                Err((failure, _)) => (failure, Found::Entry(entry, search.unanswered())),
+            },
         },
-        Err((failure, miss)) => {
-            case.shared.metrics.store_errors.increment(1);
-            way.writable = false;
-            if failure.timed_out {
-                store.mark_spent(&mut parts.extensions);
-            }
-            Ok(miss)
-        }
+        Ok(found) => return found,
+        Err((failure, miss)) => (failure, Found::Miss(miss)),
+    };
+    case.shared.metrics.store_errors.increment(1);
+    // What several processes share has told nothing: then only this one's memory is written.
+    way.writable = case.shared.fleet.is_some();
+    if failure.timed_out {
+        case.shared.store.mark_spent(&mut parts.extensions);
     }
+    left
 }
 
 /// Waits for another request's response.

@@ -4,19 +4,20 @@
 //! Reading slices the input; only field names, tags and variants are copied, and no length that the input states makes
 //! room for more than is there.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::early::Cost;
 use super::entry::{Entry, Head, Kind, Record};
 use super::key::Key;
 use super::vary::VarySpec;
 
 /// Raised with every change of the form: other versions' records are misses.
-const MAGIC: [u8; 4] = *b"tsc2";
+const MAGIC: [u8; 4] = *b"tsc3";
 const HEADER: usize = MAGIC.len() + size_of::<u64>();
 
 const RESPONSE: u8 = 0;
@@ -86,10 +87,12 @@ fn encode_response(out: &mut Vec<u8>, entry: &Entry) -> Option<()> {
         strict,
         stamp,
         tags,
+        cost,
     } = &*entry.head;
     out.put_u8(RESPONSE);
     out.put_u16(status.as_u16());
     out.put_u8(if *shared { SHARED } else { 0 } | if *strict { STRICT } else { 0 });
+    put_cost(out, cost.get())?;
     for time in [born, fresh_until, revalidate_until, error_until, keep_until] {
         put_time(out, *time)?;
     }
@@ -112,7 +115,8 @@ fn decode_response(mut input: Bytes) -> Option<Record> {
     let input = &mut input;
     let status = StatusCode::from_u16(input.try_get_u16().ok()?).ok()?;
     let flags = input.try_get_u8().ok()?;
-    let head = Head {
+    let took = take_cost(input)?;
+    let mut head = Head {
         status,
         born: take_time(input)?,
         fresh_until: take_time(input)?,
@@ -124,7 +128,9 @@ fn decode_response(mut input: Bytes) -> Option<Record> {
         stamp: input.try_get_u64().ok()?,
         tags: take_tags(input)?,
         headers: take_fields(input)?.into(),
+        cost: OnceLock::new(),
     };
+    head.cost = took.map_or_else(OnceLock::new, |took| Cost::new(took, head.fresh_until).into());
     let entry = Entry { head: Arc::new(head), body: std::mem::take(input) };
     Some(Record(Kind::Response(Arc::new(entry))))
 }
@@ -151,7 +157,7 @@ fn take_fields(input: &mut Bytes) -> Option<HeaderMap> {
 }
 
 fn encode_vary(out: &mut Vec<u8>, spec: &VarySpec) -> Option<()> {
-    let VarySpec { names, generation, until, variants } = spec;
+    let VarySpec { names, generation, until, variants, stamp: _ } = spec;
     out.put_u8(VARY);
     out.put_u64(*generation);
     put_time(out, *until)?;
@@ -172,7 +178,7 @@ fn decode_vary(mut input: Bytes) -> Option<Record> {
     for _ in 0..input.try_get_u16().ok()? {
         variants.push(Key::new(&take_short(&mut input)?)?);
     }
-    let spec = VarySpec { names: names.into(), generation, until, variants };
+    let spec = VarySpec { names: names.into(), generation, until, variants, stamp: 0 };
     input.is_empty().then(|| Record(Kind::Vary(Arc::new(spec))))
 }
 
@@ -209,6 +215,19 @@ fn take_time(input: &mut Bytes) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(seconds.checked_add(nanos)?)
 }
 
+/// A byte that tells whether it is known, then nanoseconds.
+fn put_cost(out: &mut Vec<u8>, cost: Option<&Cost>) -> Option<()> {
+    out.put_u8(cost.is_some().into());
+    out.put_u64(cost.map_or(Ok(0), |cost| u64::try_from(cost.took().as_nanos())).ok()?);
+    Some(())
+}
+
+fn take_cost(input: &mut Bytes) -> Option<Option<Duration>> {
+    let is_known = input.try_get_u8().ok()? != 0;
+    let took = Duration::from_nanos(input.try_get_u64().ok()?);
+    Some(is_known.then_some(took))
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
@@ -243,6 +262,7 @@ mod tests {
             strict: false,
             stamp: 0x0123_4567_89ab_cdef,
             tags: ["a".into(), "".into(), "ü b".into()].into(),
+            cost: Cost::new(Duration::from_nanos(1_234_567_891), at(1_700_000_060_000_000_001)).into(),
         };
         Record(Kind::Response(Arc::new(Entry { head: Arc::new(head), body: Bytes::copy_from_slice(body) })))
     }
@@ -250,12 +270,14 @@ mod tests {
     fn spec(variants: usize) -> Record {
         let names = [HeaderName::from_static("accept"), HeaderName::from_static("x-shape")];
         let variants = (0..variants).map(|n| key(&format!("/\0{n}"))).collect();
-        Record(Kind::Vary(Arc::new(VarySpec { names: names.into(), generation: 7, until: at(5), variants })))
+        let spec = VarySpec { names: names.into(), generation: 7, until: at(5), variants, stamp: 0 };
+        Record(Kind::Vary(Arc::new(spec)))
     }
 
     #[test]
     fn records_come_back_whole() {
-        let strict = Head { strict: true, shared: false, tags: [].into(), ..head_of(&response(b"")) };
+        let strict =
+            Head { strict: true, shared: false, tags: [].into(), cost: OnceLock::new(), ..head_of(&response(b"")) };
         let strict = Record(Kind::Response(Arc::new(Entry { head: Arc::new(strict), body: Bytes::new() })));
         for record in [response(b""), response(b"hello"), strict, spec(0), spec(32)] {
             let encoded = record.encode(&key("/")).unwrap();

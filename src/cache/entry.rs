@@ -1,6 +1,6 @@
 //! A stored response, and how it is given out again.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::conditional;
 use super::date;
+use super::early::Cost;
 use super::fields::Fields;
 use super::range::{self, Selection};
 use super::status::number;
@@ -42,6 +43,8 @@ pub(super) struct Head {
     pub(super) stamp: u64,
     /// What purges of tags look for.
     pub(super) tags: Arc<[Box<str>]>,
+    /// Known when its body has ended; of what is never renewed ahead of its time, not at all.
+    pub(super) cost: OnceLock<Cost>,
 }
 
 /// The record of a response.
@@ -122,6 +125,7 @@ impl Head {
             strict: terms.strict,
             stamp: origin.stamp,
             tags: origin.tags.clone(),
+            cost: OnceLock::new(),
         }
     }
 
@@ -275,6 +279,7 @@ pub(super) mod tests {
             strict: false,
             stamp: 0,
             tags: [].into(),
+            cost: OnceLock::new(),
         }
     }
 

@@ -23,7 +23,9 @@ use super::layer::Shared;
 use super::metrics::Outcome;
 use super::plan::{Judged, Plan};
 use super::status::Mark;
+use super::store;
 use super::storing::Terms;
+use super::together::Clear;
 use crate::ready::CallWhenReady;
 use crate::scope::Scoped;
 
@@ -85,17 +87,20 @@ where
         Judged::Renewed(renewal) => {
             let response = plan.validated(&renewal.entry, renewal.own, Mark::Stored);
             let landed = plan.land(renewal.entry, renewal.variant);
-            plan.keep_to_the_end(landed).await;
+            // To the end: who leaves between the writing and the second look at invalidations would bring back what is void.
+            store::detach(Box::pin(async move { plan.keep(&landed).await })).await;
             (Outcome::Revalidated, Ok(response))
         }
         Judged::Gone(entry) => {
-            plan.drop_stored().await;
-            (Outcome::Revalidated, Ok(plan.validated(&entry, HeaderMap::new(), Mark::Plain)))
+            let response = plan.validated(&entry, HeaderMap::new(), Mark::Plain);
+            store::detach(Box::pin(async move { plan.drop_stored().await })).await;
+            (Outcome::Revalidated, Ok(response))
         }
         Judged::Failed(response) => failed(&plan, Some(response.status()), || Ok(plan.pass(response))),
         Judged::Uncacheable(response) => {
-            plan.supersede(response.status()).await;
-            (Outcome::Miss, Ok(plan.pass(response)))
+            let (status, response) = (response.status(), plan.pass(response));
+            store::detach(Box::pin(async move { plan.supersede(status).await })).await;
+            (Outcome::Miss, Ok(response))
         }
         Judged::Storable(terms, response) => (Outcome::Miss, Ok(collect(plan, &terms, response))),
     }
@@ -173,11 +178,31 @@ impl<S, B> Fill<S, B> {
     async fn run<ResBody>(self, client: oneshot::Sender<Answer<ResBody, S::Error>>)
     where
         S: Service<Request<B>, Response = Response<ResBody>>,
-        ResBody: Body<Data = Bytes>,
+        ResBody: Body<Data = Bytes> + Send + 'static,
         ResBody::Error: Into<BoxError>,
     {
-        let Self { plan, seat, place: _place, inner, request } = self;
+        let Self { mut plan, seat, place: _place, inner, request } = self;
         let audience = seat.audience().clone();
+        let clear = tokio::select! {
+            biased;
+            clear = plan.clear_the_way() => clear,
+            () = audience.abandoned_for(HEAD_PATIENCE) => return,
+        };
+        let seat = match clear {
+            Clear::ForAll => seat,
+            Clear::Found(landed) => {
+                let response = plan.collapsed(&landed.entry);
+                seat.complete(landed);
+                seat.land();
+                let _ = client.send((Outcome::Collapsed, Ok(response)));
+                return;
+            }
+            Clear::Unshared => {
+                seat.refuse();
+                let _ = client.send(settle(plan, CallWhenReady::new(inner, request).await).await);
+                return;
+            }
+        };
         let called = tokio::select! {
             biased;
             called = CallWhenReady::new(inner, request) => called,
@@ -203,19 +228,29 @@ impl<S, B> Fill<S, B> {
                     seat.refuse();
                     None
                 };
-                plan.keep(&landed).await;
-                seat.into_iter().for_each(Seat::land);
-                let _ = client.send((Outcome::Revalidated, Ok(response)));
+                let keeping = async {
+                    plan.keep(&landed).await;
+                    seat.into_iter().for_each(Seat::land);
+                };
+                before(keeping, || drop(client.send((Outcome::Revalidated, Ok(response))))).await;
             }
             Judged::Gone(entry) => {
-                plan.drop_stored().await;
-                give_way(&plan, seat);
-                let _ = client.send((Outcome::Revalidated, Ok(plan.validated(&entry, HeaderMap::new(), Mark::Plain))));
+                plan.renounce();
+                let response = plan.validated(&entry, HeaderMap::new(), Mark::Plain);
+                let work = async {
+                    plan.drop_stored().await;
+                    give_way(&plan, seat);
+                };
+                before(work, || drop(client.send((Outcome::Revalidated, Ok(response))))).await;
             }
             Judged::Uncacheable(response) => {
-                plan.supersede(response.status()).await;
-                give_way(&plan, seat);
-                let _ = client.send((Outcome::Miss, Ok(plan.pass(response))));
+                plan.renounce();
+                let (status, response) = (response.status(), plan.pass(response));
+                let work = async {
+                    plan.supersede(status).await;
+                    give_way(&plan, seat);
+                };
+                before(work, || drop(client.send((Outcome::Miss, Ok(response))))).await;
             }
             Judged::Failed(response) => {
                 seat.fail();
@@ -248,6 +283,9 @@ async fn share<B, E>(
 {
     let audience = seat.audience().clone();
     let is_fresh = terms.fresh_until > plan.case.now();
+    if !is_fresh || plan.is_too_long_for_others(terms.length) {
+        plan.renounce();
+    }
     let (response, collector) = match plan.open(response, terms, &audience) {
         Ok(opened) => opened,
         Err(response) => {
@@ -263,17 +301,22 @@ async fn share<B, E>(
         seat.refuse();
         None
     };
-    let mut landing = pin!(async {
+    let landing = async {
         match seat {
             Some(seat) => land(&plan, seat, collector).await,
             None => land_alone(&plan, collector).await,
         }
-    });
-    // What is there at once is stored before its client can ask again.
-    let landed = poll_fn(|cx| Poll::Ready(landing.as_mut().poll(cx).is_ready())).await;
-    let _ = client.send((Outcome::Miss, Ok(response)));
-    if !landed {
-        landing.await;
+    };
+    before(landing, || drop(client.send((Outcome::Miss, Ok(response))))).await;
+}
+
+/// What is there at once is stored before its client can ask again; what takes a round trip does not keep it waiting.
+async fn before(work: impl Future<Output = ()>, answer: impl FnOnce()) {
+    let mut work = pin!(work);
+    let done = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_ready())).await;
+    answer();
+    if !done {
+        work.await;
     }
 }
 
@@ -287,6 +330,7 @@ where
     match collector.collect().await {
         Collected::Broken => seat.fail(),
         Collected::Unstorable => {
+            plan.renounce();
             plan.supersede(stream.head.status).await;
             seat.refuse();
         }

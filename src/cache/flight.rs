@@ -77,7 +77,7 @@ pub(super) struct Flights {
     /// Counts what was stored, per stripe of keys: a miss that is older than the last one has to look again.
     stored: Stripes,
     /// Counts invalidations: a fetch that is older than the last one must not be stored.
-    voided: Stripes,
+    voided: Arc<Stripes>,
     /// Taken to store or to invalidate, per stripe of URLs.
     orders: Box<[Mutex<()>]>,
     /// Held while a store that answers later is written or, alone, while a URL is removed from it, per stripe of URLs.
@@ -108,12 +108,12 @@ pub(super) enum Join {
 }
 
 impl Flights {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, voided: Arc<Stripes>) -> Self {
         Self {
             table: Mutex::default(),
             metrics,
             stored: Stripes::new(),
-            voided: Stripes::new(),
+            voided,
             orders: (0..STRIPES).map(|_| Mutex::default()).collect(),
             writes: (0..STRIPES).map(|_| RwLock::default()).collect(),
             markers: Markers::new(),

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::clock::Clock;
+use super::fleet::Purging;
 use super::intake::Intake;
 use super::layer::Shared;
 use super::metrics::Outcome;
@@ -22,9 +23,8 @@ use super::purge::{Purge, Url, What};
 /// 100 000 different names, of those older than 400 000 one in 5 000 for each of its tags, than 860 000 (ten a second for
 /// a day) one in 40, than 2 million most. A name that is purged again and again counts once.
 ///
-/// It knows the process that it is in: other instances over the same Redis go on using what they have. Nor does it last:
-/// a restarted process may find in Redis what was purged before. What another instance has stored is compared by its
-/// clock: where that is ahead, what it stored in the last so many seconds before a purge is spared.
+/// Over a store of this crate in Redis, a purge reaches every process that shares it, and outlasts all of them:
+/// [`Purging`] tells when Redis has it. Over a store of your own it is this process's alone, and does not last.
 ///
 /// ```
 /// use std::time::Duration;
@@ -78,29 +78,38 @@ impl CacheHandle {
 
     /// Purges for good: what it names is never served again, not even in place of an error. A [soft](Self::soft_purge)
     /// purge after it changes nothing.
-    pub fn purge(&self, purge: &Purge) {
-        self.remember(purge, false);
+    #[allow(clippy::must_use_candidate, reason = "dropping it recalls nothing")]
+    pub fn purge(&self, purge: &Purge) -> Purging {
+        let purging = self.remember(purge, false);
         if purge.0 == What::Everything {
             // Nobody finds it any more: this is for the memory.
             self.shared.store.clear();
         }
+        purging
     }
 
     /// Makes what it names stale, as of now: served only where a stale response may be, otherwise validated first.
-    pub fn soft_purge(&self, purge: &Purge) {
-        self.remember(purge, true);
+    #[allow(clippy::must_use_candidate, reason = "dropping it recalls nothing")]
+    pub fn soft_purge(&self, purge: &Purge) -> Purging {
+        self.remember(purge, true)
     }
 
-    fn remember(&self, purge: &Purge, soft: bool) {
-        let (purges, now) = (&self.shared.purges, self.clock.now());
+    fn remember(&self, purge: &Purge, soft: bool) -> Purging {
         self.shared.metrics.purge(&purge.0);
-        purges.purge(purge, soft, now);
+        let named = self.tell(purge, soft);
         // It is stored without the query parameters that do not count.
         if let What::Url(Url { origin, target }) = &purge.0
             && let Cow::Owned(kept) = self.intake.target(target)
         {
-            purges.purge(&Purge(What::Url(Url { origin: origin.clone(), target: kept.into() })), soft, now);
+            let kept = self.tell(&Purge(What::Url(Url { origin: origin.clone(), target: kept.into() })), soft);
+            return Purging::later(async { named.await.and(kept.await) });
         }
+        named
+    }
+
+    fn tell(&self, purge: &Purge, soft: bool) -> Purging {
+        self.shared.purges.purge(purge, soft, self.clock.now());
+        self.shared.fleet.as_ref().map_or_else(Purging::done, |fleet| fleet.spread(purge, soft))
     }
 
     /// What the cache holds, and what it has done so far.

@@ -1,12 +1,15 @@
 //! A whole response's place in the store, and how it loses it.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use http::StatusCode;
 use tokio::time::Instant;
 
 use super::entry::{Entry, Kind, Record};
+use super::fleet::{Fence, Fleet, Lease};
 use super::flight::Landed;
+use super::key::Key;
 use super::layer::Shared;
 use super::markers;
 use super::plan::Plan;
@@ -49,20 +52,32 @@ impl Plan {
         }
     }
 
-    /// As [`keep`](Self::keep), to the end even if the future is dropped: who leaves between the writing and the second
-    /// look at invalidations would bring back what is void.
-    pub(super) async fn keep_to_the_end(self, landed: Arc<Landed>) {
-        let _ = finish(Box::pin(async move { self.keep(&landed).await })).await;
-    }
-
     /// Stores a whole response, unless its URL was invalidated since the request was forwarded.
     pub(super) async fn keep(&self, landed: &Landed) {
-        let (shared, primary, took) = (&self.case.shared, &self.case.primary, self.began.elapsed());
+        let (shared, took) = (&self.case.shared, self.began.elapsed());
+        let stored = match &shared.fleet {
+            None => self.keep_alone(landed).await,
+            Some(fleet) => self.keep_for_all(&**fleet, landed).await,
+        };
+        if stored {
+            self.note_stored(landed);
+            shared.metrics.fill_seconds.record(took.as_secs_f64());
+        } else if shared.fleet.is_some() {
+            // Another process's may be there instead: who has looked before that is to look again, not to fetch.
+            for key in std::iter::once(&self.case.primary).chain(landed.variant.as_ref().map(|(_, key)| key)) {
+                shared.flights.note_stored(key, false);
+            }
+        }
+    }
+
+    /// In a store that only this process knows of, or that compares nothing.
+    async fn keep_alone(&self, landed: &Landed) -> bool {
+        let (shared, primary) = (&self.case.shared, &self.case.primary);
         let _writing = shared.flights.writing(primary).await;
         // A store in memory is written here, where no invalidation can come between the look and the writing.
         let may = || self.writable && !self.is_void(&landed.entry) && !self.is_overtaken(landed);
         let begin = || may().then(|| self.begin_to_store(landed));
-        let Some(Writes { response, spec, oldest }) = shared.flights.in_order(primary, begin) else { return };
+        let Some(Writes { response, spec, oldest }) = shared.flights.in_order(primary, begin) else { return false };
         let stored = shared.done(response).await
             && match spec {
                 Some(spec) => shared.done(spec).await,
@@ -78,18 +93,58 @@ impl Plan {
             // Whoever has read the spec meanwhile must not store with it.
             shared.flights.note_voided(primary);
         }
-        if stored {
-            let is_fresh = landed.entry.head.is_fresh(self.case.now());
-            for key in std::iter::once(primary).chain(landed.variant.as_ref().map(|(_, key)| key)) {
-                shared.flights.note_stored(key, is_fresh);
-            }
-            let key = landed.variant.as_ref().map_or(primary, |(_, key)| key);
-            if landed.entry.head.shared {
-                shared.flights.markers.mark(key, markers::Mark::Permitted, Instant::now());
-            } else {
-                shared.flights.markers.lift(key, markers::Mark::Permitted);
-            }
-            shared.metrics.fill_seconds.record(took.as_secs_f64());
+        stored
+    }
+
+    /// In a store that compares what was known before the request was forwarded: no lock, and no second look.
+    async fn keep_for_all(&self, fleet: &dyn Fleet, landed: &Landed) -> bool {
+        let (shared, primary) = (&self.case.shared, &self.case.primary);
+        let lease = if landed.entry.body.len() > fleet.longest() {
+            self.renounce();
+            None
+        } else {
+            self.lease()
+        };
+        let control = self.control.as_deref().copied().unwrap_or_default();
+        let token = |key: &Key| lease.as_ref().filter(|lease| lease.is_for(key)).map(Lease::token);
+        let put = |key: &Key, record| fleet.put(key, record, Fence { control, lease: token(key) });
+        let may = || self.writable && !self.is_void(&landed.entry) && !self.is_overtaken(landed);
+        let key = landed.variant.as_ref().map_or(primary, |(_, key)| key);
+        let response = || Record(Kind::Response(landed.entry.clone()));
+        // This process's memory has both at once.
+        let begin = || {
+            let next = self.next_spec(landed);
+            let response = put(key, response());
+            let (spec, oldest) = next.unzip();
+            (response, spec.map(|spec| put(primary, Record(Kind::Vary(spec)))), oldest.flatten())
+        };
+        let Some((response, spec, oldest)) = shared.flights.in_order(primary, || may().then(begin)) else {
+            return false;
+        };
+        let mut stored = shared.put(response).await;
+        if let Some(spec) = spec.filter(|_| stored) {
+            stored = shared.put(spec).await;
+        }
+        if let Some(oldest) = oldest.filter(|_| stored) {
+            shared.done(shared.store.remove(&oldest)).await;
+        }
+        if let Some(lease) = lease.filter(|_| stored) {
+            lease.spend();
+        }
+        stored
+    }
+
+    fn note_stored(&self, landed: &Landed) {
+        let (shared, primary) = (&self.case.shared, &self.case.primary);
+        let is_fresh = landed.entry.head.is_fresh(self.case.now());
+        for key in std::iter::once(primary).chain(landed.variant.as_ref().map(|(_, key)| key)) {
+            shared.flights.note_stored(key, is_fresh);
+        }
+        let key = landed.variant.as_ref().map_or(primary, |(_, key)| key);
+        if landed.entry.head.shared {
+            shared.flights.markers.mark(key, markers::Mark::Permitted, Instant::now());
+        } else {
+            shared.flights.markers.lift(key, markers::Mark::Permitted);
         }
     }
 
@@ -111,30 +166,42 @@ impl Plan {
     /// The response, and where the URL's responses vary the spec after it: whoever finds that finds the response.
     fn begin_to_store(&self, landed: &Landed) -> Writes {
         let (store, primary) = (&*self.case.shared.store, &self.case.primary);
-        let response = Record(Kind::Response(landed.entry.clone()));
-        let Some((spec, key)) = &landed.variant else {
-            return Writes { response: store.put(primary, response), spec: None, oldest: None };
-        };
-        let current = match store.get(primary) {
+        let key = landed.variant.as_ref().map_or(primary, |(_, key)| key);
+        let next = self.next_spec(landed);
+        let response = store.put(key, Record(Kind::Response(landed.entry.clone())));
+        let Some((spec, oldest)) = next else { return Writes { response, spec: None, oldest: None } };
+        let oldest = oldest.map(|oldest| store.remove(&oldest));
+        Writes { response, spec: Some(store.put(primary, Record(Kind::Vary(spec)))), oldest }
+    }
+
+    /// What is to be stored under the URL where its responses vary, and the key that there is no place for any more.
+    fn next_spec(&self, landed: &Landed) -> Option<(Arc<VarySpec>, Option<Key>)> {
+        let (spec, key) = landed.variant.as_ref()?;
+        let current = match self.case.shared.store.get(&self.case.primary) {
             Reply::Now(Ok(Some(Record(Kind::Vary(current))))) if current.generation == spec.generation => current,
             _ => spec.clone(),
         };
-        let response = store.put(key, response);
         if current.variants.contains(key) && current.until >= landed.entry.head.keep_until {
-            return Writes { response, spec: Some(store.put(primary, Record(Kind::Vary(current)))), oldest: None };
+            return Some((current, None));
         }
         let mut next = VarySpec::clone(&current);
         next.until = next.until.max(landed.entry.head.keep_until);
         if !next.variants.contains(key) {
             next.variants.push(key.clone());
         }
-        let is_full = next.variants.len() > MAX_VARIANTS;
-        let oldest = is_full.then(|| store.remove(&next.variants.remove(0)));
-        Writes { response, spec: Some(store.put(primary, Record(Kind::Vary(Arc::new(next))))), oldest }
+        let oldest = (next.variants.len() > MAX_VARIANTS).then(|| next.variants.remove(0));
+        Some((Arc::new(next), oldest))
     }
 }
 
 impl Shared {
+    async fn put(&self, write: impl Future<Output = Result<bool, StoreFailure>>) -> bool {
+        write.await.unwrap_or_else(|_| {
+            self.metrics.store_errors.increment(1);
+            false
+        })
+    }
+
     /// Waits until the store has written. A failure is counted.
     pub(super) async fn done(&self, write: Write) -> bool {
         let done = write.wait().await.is_ok();

@@ -11,6 +11,7 @@ use tower_layer::Layer;
 
 use super::clock::Clock;
 use super::directives::MAX_DELTA_SECONDS;
+use super::fleet::{Bearings, Fleet};
 use super::flight::Flights;
 use super::handle::CacheHandle;
 use super::intake::Intake;
@@ -45,8 +46,10 @@ pub struct CacheLayer {
 /// What all clones of a layer share.
 pub(super) struct Shared {
     pub(super) store: Box<dyn Store>,
+    /// What the store shares with other processes, if it does.
+    pub(super) fleet: Option<Arc<dyn Fleet>>,
     pub(super) flights: Arc<Flights>,
-    pub(super) purges: Purges,
+    pub(super) purges: Arc<Purges>,
     pub(super) budget: Arc<Budget>,
     pub(super) fills: AtomicUsize,
     pub(super) metrics: Arc<Metrics>,
@@ -78,6 +81,8 @@ pub(super) struct Config {
     pub(super) negative_ttl: Option<Duration>,
     pub(super) stale_while_revalidate: Duration,
     pub(super) stale_if_error: Duration,
+    /// XFetch's beta; 0 switches it off.
+    pub(super) early_refresh: f64,
     pub(super) fetch_timeout: Option<Duration>,
     /// Cookies do not count as credentials.
     pub(super) share_despite_cookies: bool,
@@ -97,11 +102,14 @@ impl CacheLayer {
     pub fn new(store: impl Store) -> Self {
         status::prepare();
         let metrics = Arc::new(Metrics::new());
+        let fleet = store.fleet();
+        let Bearings { purges, voided } = fleet.as_ref().map_or_else(Bearings::default, |fleet| fleet.bearings());
         let shared = Shared {
             budget: Arc::new(Budget::new(store.in_flight_bytes())),
             store: Box::new(store),
-            flights: Arc::new(Flights::new(metrics.clone())),
-            purges: Purges::new(),
+            fleet,
+            flights: Arc::new(Flights::new(metrics.clone(), voided)),
+            purges,
             fills: AtomicUsize::new(0),
             metrics,
         };
@@ -114,6 +122,7 @@ impl CacheLayer {
             negative_ttl: None,
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::ZERO,
+            early_refresh: 1.0,
             fetch_timeout: None,
             share_despite_cookies: false,
             max_object_bytes: DEFAULT_MAX_OBJECT_BYTES,
@@ -155,6 +164,28 @@ impl CacheLayer {
     #[must_use]
     pub fn stale_if_error(mut self, period: Duration) -> Self {
         self.config.stale_if_error = period.min(LONGEST);
+        self
+    }
+
+    /// Renews what is asked for often shortly before it expires, in the background, so that nobody waits when it does
+    /// (default: 1; 0 switches it off; less than 0, or what is no number, counts as 0).
+    ///
+    /// A hit at `now` begins a fetch if `now + cost * beta * -ln(random) >= fresh_until`: `cost` is the time that the
+    /// stored response's own fetch took, from its request's forward to the end of its body, `random` a number from 0 to 1
+    /// (XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015). By chance,
+    /// so that of many hits at once, in many processes, few begin one; and so that what is hardly asked for just
+    /// expires. With a beta of 1, a hit that comes as long before the end as a fetch takes begins one in 37 of 100 cases;
+    /// more begins sooner, less later. Never sooner than 20 times the cost before the end.
+    ///
+    /// The hit is answered at once and like any other. There is one fetch per key at a time, none for 1 s after one that
+    /// stored nothing, and one that fails leaves what is stored as it is. A response that takes longer to fetch than it
+    /// lives (by a [`CacheTtl`](super::CacheTtl) or [`ttl`](Self::ttl); by `max-age` it is stale when it comes) and is asked
+    /// for all the time is being fetched all the time, one fetch after the other.
+    ///
+    /// Only a plain GET without credentials begins one: no range, no condition. Errors and parts are left to expire.
+    #[must_use]
+    pub fn early_refresh(mut self, beta: f64) -> Self {
+        self.config.early_refresh = if beta > 0.0 { beta } else { 0.0 };
         self
     }
 

@@ -1,12 +1,15 @@
 //! From a URL to the stored response of a request, past what its responses vary by.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::HeaderMap;
 
 use super::entry::{Entry, Kind, Record};
-use super::flight::Flights;
+use super::fleet::{Control, Find, Fleet};
+use super::flight::{Flights, Variant};
 use super::intake::Intake;
 use super::key::Key;
 use super::status::Forward;
@@ -34,32 +37,50 @@ pub(super) struct Miss {
     pub(super) known: Option<Known>,
     /// What was found all the same, for validation.
     pub(super) held: Held,
+    /// Where several processes share the store and it was asked: what it takes to store there, or that it did not answer.
+    pub(super) control: Option<Box<Control>>,
 }
 
 /// What a lookup reads.
 #[derive(Clone, Copy)]
 pub(super) struct Sources<'a> {
     pub(super) store: &'a dyn Store,
+    pub(super) fleet: Option<&'a dyn Fleet>,
     pub(super) flights: &'a Flights,
     pub(super) intake: &'a Intake,
     pub(super) primary: &'a Key,
     pub(super) request: &'a HeaderMap,
 }
 
-/// A store's answer to one lookup.
-pub(super) type Got = Result<Option<Record>, StoreFailure>;
+/// A store operation under way.
+pub(super) enum Step {
+    Own(Reply<Result<Option<Record>, StoreFailure>>),
+    /// Of a store that several processes share.
+    Shared(Pin<Box<dyn Future<Output = Result<Find, StoreFailure>> + Send>>),
+}
+
+impl Step {
+    async fn wait(self) -> Result<Find, StoreFailure> {
+        match self {
+            Self::Own(reply) => Ok(Find { record: reply.wait().await?, control: Control::default() }),
+            Self::Shared(look) => look.await,
+        }
+    }
+}
 
 /// A lookup under way: one store operation, or two where the responses vary.
+#[derive(Clone)]
 pub(super) struct Search {
     seen: u64,
     voided: u64,
     variant: Option<(Arc<VarySpec>, Key)>,
+    control: Option<Box<Control>>,
 }
 
 impl Search {
     pub(super) fn new(sources: Sources<'_>) -> Self {
         let Sources { flights, primary, .. } = sources;
-        Self { seen: flights.stored(primary), voided: flights.voided(primary), variant: None }
+        Self { seen: flights.stored(primary), voided: flights.voided(primary), variant: None, control: None }
     }
 
     /// Starts at the variant: it is known by what the responses vary.
@@ -77,16 +98,32 @@ impl Search {
     /// # Errors
     /// It takes a round trip: wait for it with [`later`](Self::later).
     #[allow(clippy::result_large_err, reason = "in a box, every lookup in memory would pay for those over a network")]
-    pub(super) fn now(mut self, sources: Sources<'_>, now: SystemTime) -> Result<Found, (Self, Reply<Got>)> {
+    pub(super) fn now(mut self, sources: Sources<'_>, now: SystemTime) -> Result<Found, (Self, Step)> {
         loop {
-            match sources.store.get(self.key(sources)) {
-                Reply::Now(Ok(record)) => match self.feed(sources, record, now) {
-                    Ok(found) => return Ok(found),
-                    Err(further) => self = further,
+            let record = match sources.fleet {
+                None => match sources.store.get(self.key(sources)) {
+                    Reply::Now(Ok(record)) => record,
+                    later => return Err((self, Step::Own(later))),
                 },
-                later => return Err((self, later)),
+                Some(fleet) => match fleet.recall(self.key(sources)) {
+                    None => {
+                        let look = fleet.look(self.key(sources));
+                        return Err((self, Step::Shared(look)));
+                    }
+                    found => found,
+                },
+            };
+            match self.feed(sources, record, now) {
+                Ok(found) => return Ok(found),
+                Err(further) => self = further,
             }
         }
+    }
+
+    /// What this process's memory has found is not fit: what all processes share may have something newer.
+    pub(super) fn further(&self, sources: Sources<'_>) -> Option<Step> {
+        let fleet = sources.fleet.filter(|_| self.control.is_none())?;
+        Some(Step::Shared(fleet.look(self.key(sources))))
     }
 
     /// Waits for the store.
@@ -96,18 +133,29 @@ impl Search {
     pub(super) async fn later(
         mut self,
         sources: Sources<'_>,
-        mut step: Reply<Got>,
+        mut step: Step,
         now: impl Fn() -> SystemTime,
     ) -> Result<Found, (StoreFailure, Miss)> {
         loop {
             match step.wait().await {
-                Ok(record) => match self.feed(sources, record, now()) {
-                    Ok(found) => return Ok(found),
-                    Err(further) => self = further,
-                },
-                Err(failure) => return Err((failure, self.miss(sources, Forward::UriMiss))),
+                Ok(Find { record, control }) => {
+                    self.control = sources.fleet.is_some().then(|| Box::new(control));
+                    match self.feed(sources, record, now()) {
+                        Ok(found) => return Ok(found),
+                        Err(further) => self = further,
+                    }
+                }
+                Err(failure) => {
+                    // Asked in vain: it is not asked again.
+                    self.control = sources.fleet.is_some().then(Box::default);
+                    return Err((failure, self.miss(sources, Forward::UriMiss)));
+                }
             }
-            step = sources.store.get(self.key(sources));
+            let key = self.key(sources);
+            step = match sources.fleet {
+                None => Step::Own(sources.store.get(key)),
+                Some(fleet) => Step::Shared(fleet.look(key)),
+            };
         }
     }
 
@@ -138,7 +186,24 @@ impl Search {
     /// Nothing found that could be used.
     pub(super) fn miss(&self, sources: Sources<'_>, forward: Forward) -> Miss {
         let key = self.key(sources).clone();
-        Miss { key, seen: self.seen, forward, known: self.known(), held: Held::default() }
+        let (known, control) = (self.known(), self.control.clone());
+        Miss { key, seen: self.seen, forward, known, held: Held::default(), control }
+    }
+
+    /// What several processes share does not answer this request, and is not asked again.
+    pub(super) fn unanswered(mut self) -> Self {
+        self.control = Some(Box::default());
+        self
+    }
+
+    /// What it takes to store under the key, once the store that several processes share was asked.
+    pub(super) fn control(&self) -> Option<Box<Control>> {
+        self.control.clone()
+    }
+
+    /// Where the URL's responses vary: by what, and the key.
+    pub(super) fn variant(&self) -> Option<Variant> {
+        self.variant.clone()
     }
 
     fn known(&self) -> Option<Known> {

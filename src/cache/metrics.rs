@@ -12,8 +12,10 @@ const STALE: Meter = Meter::new(
     "cache_stale_served_total",
     "Stale responses served, by what permitted it: revalidate (while it is renewed), error (in place of one), request",
 );
-const REFRESHES: Meter =
-    Meter::new("cache_refreshes_total", "Fetches in the background that renew what was served stale");
+const REFRESHES: Meter = Meter::new(
+    "cache_refreshes_total",
+    "Fetches in the background, by what they renew: stale (it was served although it had expired), early (it soon will)",
+);
 const PURGES: Meter = Meter::new("cache_purges_total", "Purges, by what they named: url, prefix, tag, everything");
 const FILLS: Meter = Meter::new("cache_fills_in_flight", "Responses being fetched or collected for the store");
 const WAITERS: Meter = Meter::new("cache_waiters", "Requests that wait for another request's response");
@@ -66,13 +68,27 @@ impl Stale {
     const WORDS: [&str; 3] = ["revalidate", "error", "request"];
 }
 
+/// Why something is renewed in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refresh {
+    /// It was served stale.
+    Stale,
+    /// It expires soon.
+    Early,
+}
+
+impl Refresh {
+    /// In the order of the variants.
+    const WORDS: [&str; 2] = ["stale", "early"];
+}
+
 /// One layer's handles.
 pub(super) struct Metrics {
     tally: Tally,
     requests: Counters<{ Outcome::COUNT }>,
     stale: Counters<3>,
     purges: Counters<4>,
-    pub(super) refreshes: Counter,
+    refreshes: Counters<2>,
     fills: Gauge,
     waiters: Gauge,
     pub(super) store_errors: Counter,
@@ -86,7 +102,7 @@ impl Metrics {
             requests: Counters::new(REQUESTS, "outcome", Outcome::WORDS),
             stale: Counters::new(STALE, "reason", Stale::WORDS),
             purges: Counters::new(PURGES, "kind", ["url", "prefix", "tag", "everything"]),
-            refreshes: Counter::new(REFRESHES),
+            refreshes: Counters::new(REFRESHES, "reason", Refresh::WORDS),
             fills: Gauge::new(FILLS),
             waiters: Gauge::new(WAITERS),
             store_errors: Counter::new(STORE_ERRORS),
@@ -103,6 +119,10 @@ impl Metrics {
     pub(super) fn stale(&self, why: Stale) {
         self.count(Outcome::Stale);
         self.stale.count(why as usize);
+    }
+
+    pub(super) fn refresh(&self, why: Refresh) {
+        self.refreshes.count(why as usize);
     }
 
     pub(super) fn purge(&self, what: &What) {

@@ -43,6 +43,9 @@
 //!     stores nothing, none for 1 s), or instead of a 5xx, an inner error, a panic or a [timeout](CacheLayer::fetch_timeout)
 //!     ([`stale_if_error`](CacheLayer::stale_if_error)). Never with `must-revalidate`, `proxy-revalidate`, `no-cache`, nor,
 //!     unless the policy says so, `s-maxage`; nor, at once and by the layer's word alone, what was stale when it came.
+//!     What is fresh, but asked for often, is renewed in the same way [shortly before it
+//!     expires](CacheLayer::early_refresh), sooner the longer its fetch takes, and by chance (XFetch): at the end of
+//!     its lifetime nobody waits.
 //! 12. **One fetch per key.** It runs in a task of its own, in the scope of the request that began it, and no client that
 //!     leaves cancels it; one that nobody wants ends after 1 s without a head, after 30 s without a whole body. Who
 //!     comes meanwhile waits, at most 5 s, then goes alone; a request waits with itself in hand, so it can take over.
@@ -58,16 +61,45 @@
 //! 15. **Bodies stream** to the client while they are copied. A body beyond [`CacheLayer::max_object_bytes`], or beyond
 //!     what the store sets aside for copies under way, goes on as it is, and its copy is dropped. A shared body ends
 //!     complete or with an error, never in between. A response that is no longer fresh is joined by nobody.
-//! 16. **A store that fails is a miss**, counted. After a timeout the same request asks and writes it no more.
+//! 16. **A store that fails is a miss**, counted. After a timeout the same request asks and writes it no more. No client
+//!     waits until something is written, but for an invalidation: who has changed a URL may rely on it.
 //! 17. **Purges** ([`CacheHandle`]) name a URL with all variants, a prefix of URLs, a tag ([`CacheTags`]), or everything. They
 //!     are remembered, not carried out: one costs the same whatever is stored, and voids fetches that were forwarded
 //!     before it as well. A hard purge forgets for good; a soft one makes stale.
+//! 18. **Several processes over one Redis** are one cache ([what that means](#across-machines)): purges and invalidations
+//!     reach all of them, and one of them fetches for all.
 //!
 //! # It never
 //!
 //! stores or replays what one user's request brought to another without the permission of rule 6; combines parts of a
 //! response; keeps more than its bounds (1024 fetches, 4096 waiters each, the store's own, also for
 //! copies); holds back the first byte of a body from the client whose request was forwarded.
+//!
+//! # Across machines
+//!
+#![cfg_attr(
+    feature = "redis",
+    doc = "With a [`TieredStore`] (each process's memory in front of one Redis) or a [`RedisStore`] (Redis alone):"
+)]
+#![cfg_attr(
+    not(feature = "redis"),
+    doc = "With a `TieredStore` (each process's memory in front of one Redis) or a `RedisStore` (Redis alone), feature `redis`:"
+)]
+//!
+//! - **A purge, an invalidation, or a newer response** counts in every process within 100 ms while Redis answers. The
+//!   process that purges knows at once. One that cannot tell Redis tells it later, as long as it runs.
+//! - **Nothing purged comes back**: what is stored carries random tokens of all it depends on, and holds only while each of
+//!   them is still the same. One that was evicted, flushed or lost in a failover is a miss.
+//! - **A process that hears nothing** of the others any more notices within a second. From then on each response in its
+//!   memory is used for 5 s more at most (`disconnected_ttl`).
+//! - **One fetch for all processes**, of what has been cacheable before: the others wait for it, 5 s at most, or serve what
+//!   is stale where they may. Of what was never seen, one for each process. Without Redis too.
+//! - **Redis decides nothing about availability**: slow, frozen, full, flushed or gone, it costs one time budget, then
+//!   nothing. Requests go to memory, then to the handler.
+//! - **Clocks** should agree to some seconds: freshness is counted by them. A response from more than a minute in the future
+//!   is not used.
+//!
+//! `docs/operations/redis.md` tells how to size and run it.
 //!
 //! # What handlers see
 //!
@@ -130,9 +162,8 @@
 //! `http`, and handlers do not see `X-Forwarded-Proto`. One that mounts the service under a path tells it in
 //! `X-Forwarded-Prefix`: put that in the key if handlers read it.
 //! Outside axum, put the layer outside of what strips path prefixes.
-//! An invalidation (rule 1) is as good as its store: with Redis it does not reach a fetch under way in another process,
-//! and is lost if Redis does not answer; the old response then lives until it expires. Purges (rule 17) are known to this
-//! process only.
+//! A store of your own that several processes share keeps responses, no more: purges, invalidations of fetches under way,
+//! and fetches are then each process's own.
 //! hyper's server cannot send informational (1xx) responses, and none crosses a tower service.
 //!
 //! # Fields
@@ -161,7 +192,7 @@
 //! |---|---|---|
 //! | `cache_requests_total{outcome}` | counter | `hit`, `stale`, `revalidated`, `miss`, `collapsed`, `bypass` (no lookup), `failed` (502 of rule 14, 504 of `only-if-cached`); who leaves before it is answered or forwarded counts as `collapsed` |
 //! | `cache_stale_served_total{reason}` | counter | `revalidate`, `error`, `request`: what permitted it |
-//! | `cache_refreshes_total` | counter | fetches in the background |
+//! | `cache_refreshes_total{reason}` | counter | fetches in the background: `stale` (what was served had expired), `early` (rule 11: it soon will) |
 //! | `cache_purges_total{kind}` | counter | `url`, `prefix`, `tag`, `everything` |
 //! | `cache_fills_in_flight` | gauge | responses being fetched for all, or collected |
 //! | `cache_waiters` | gauge | requests that wait for another's fetch |
@@ -169,6 +200,8 @@
 //! | `cache_store_errors_total` | counter | failed store operations |
 //! | `cache_entries`, `cache_bytes` | gauges | in memory stores, expired entries included until they go |
 //! | `cache_evictions_total` | counter | entries of memory stores that had to make room |
+//!
+//! Stores in Redis have more: `docs/metrics.md`.
 
 mod alone;
 mod audience;
@@ -187,9 +220,11 @@ mod conditional;
 mod control;
 mod date;
 mod directives;
+mod early;
 mod entry;
 mod fields;
 mod fill;
+mod fleet;
 mod flight;
 mod future;
 mod handle;
@@ -224,6 +259,7 @@ mod stripes;
 mod structured;
 mod sync;
 mod tally;
+mod together;
 mod tokens;
 mod update;
 mod vary;
@@ -232,6 +268,7 @@ mod weight;
 
 pub use body::{BodyError, BoxError, ResponseBody};
 pub use control::{CacheTags, CacheTtl, NoStore};
+pub use fleet::Purging;
 pub use future::ResponseFuture;
 pub use handle::{CacheHandle, CacheStats};
 pub use layer::CacheLayer;
@@ -239,6 +276,6 @@ pub use memory::MemoryStore;
 pub use policy::CachePolicy;
 pub use purge::{Purge, PurgeError};
 #[cfg(feature = "redis")]
-pub use redis::RedisStore;
+pub use redis::{RedisStore, TieredStore};
 pub use service::Cache;
 pub use store::{Key, Record, Reply, Store, StoreFailure, Usage};

@@ -15,7 +15,9 @@ use super::case::Case;
 use super::collect::Collector;
 use super::conditional::is_same_strong_tag;
 use super::control::{CacheTags, CacheTtl, NoStore, TooMany};
+use super::early;
 use super::entry::{Entry, Head, Kind, Provenance, Record};
+use super::fleet::{Control, Lease};
 use super::flight::{Landed, Stream, Variant};
 use super::key::Key;
 use super::log::{Reader, Writer, cost_of};
@@ -25,6 +27,7 @@ use super::range::{self, Selection};
 use super::status::{Forward, Mark, forwarded};
 use super::store::Reply;
 use super::storing::{Exchange, Rules, Terms, Verdict, assess};
+use super::sync::{Mutex, lock};
 use super::update::{Held, Likeness, compare, freshened};
 use super::vary::{Known, VarySpec};
 use crate::scope::Scope;
@@ -34,6 +37,12 @@ const SPEC_LIFETIME: std::time::Duration = std::time::Duration::from_secs(3600);
 
 pub(super) struct Plan {
     pub(super) case: Case,
+    /// What was looked for in vain.
+    pub(super) key: Key,
+    /// What it takes to store for other processes, or that this request has asked in vain.
+    pub(super) control: Option<Box<Control>>,
+    /// The right to fetch for them.
+    lease: Mutex<Option<Lease>>,
     /// The request's fields as its client sent them, apart from what no handler may see.
     pub(super) request: HeaderMap,
     pub(super) forward: Forward,
@@ -96,9 +105,12 @@ impl Plan {
         let spec = known.map(|known| known.spec);
         let (requested, began) = (case.now(), Instant::now());
         let scope = Scope::capture(&parts.extensions);
-        let forward = miss.forward;
+        let (key, control, forward) = (miss.key, miss.control, miss.forward);
         Self {
             case,
+            key,
+            control,
+            lease: Mutex::default(),
             request,
             forward,
             spec,
@@ -201,7 +213,9 @@ impl Plan {
         let Some(names) = &terms.vary else { return Ok(None) };
         let until = terms.keep_until.max(self.case.now() + SPEC_LIFETIME);
         let known = self.spec.as_ref().filter(|spec| spec.names == *names).cloned();
-        let spec = known.unwrap_or_else(|| Arc::new(VarySpec::new(names.clone(), until)));
+        let told = self.control.as_ref().filter(|control| control.known);
+        let generation = told.map(|control| control.generation());
+        let spec = known.unwrap_or_else(|| Arc::new(VarySpec::new(names.clone(), generation, until)));
         let key = spec.key(&self.case.config.intake, &self.case.primary, &self.request).ok_or(())?;
         Ok(Some((spec, key)))
     }
@@ -269,6 +283,7 @@ impl Plan {
     }
 
     pub(super) fn land(&self, entry: Arc<Entry>, variant: Option<Variant>) -> Arc<Landed> {
+        entry.head.note_cost(self.began.elapsed());
         Arc::new(Landed { entry, variant, voided: self.voided })
     }
 
@@ -287,10 +302,26 @@ impl Plan {
         }
     }
 
-    /// The URL has just been changed by this very request: what comes after counts from now.
+    /// What comes after counts from now: the URL has just been changed by this very request, or the request has waited
+    /// before it was forwarded.
     pub(super) fn start_over(&mut self) {
         self.voided = self.case.shared.flights.voided(&self.case.primary);
         self.stamp = self.case.shared.purges.stamp(self.case.now());
+        (self.requested, self.began) = (self.case.now(), Instant::now());
+    }
+
+    /// The response will be fetched for all processes.
+    pub(super) fn hold(&self, lease: Lease) {
+        *lock(&self.lease) = Some(lease);
+    }
+
+    pub(super) fn lease(&self) -> Option<Lease> {
+        lock(&self.lease).take()
+    }
+
+    /// The response is not for other processes: none of them waits for it in vain.
+    pub(super) fn renounce(&self) {
+        self.lease().into_iter().for_each(Lease::renounce);
     }
 }
 
@@ -362,9 +393,5 @@ fn others(case: &Case, forward: Forward, known: Option<&Known>) -> Vec<Arc<Entry
 
 /// Anything from 0 to 1, unpredictably; not asked for where it does not matter.
 fn random_part(jitter: f64) -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    if jitter == 0.0 {
-        return 0.0;
-    }
-    f64::from(u32::try_from(RandomState::new().hash_one(0) >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+    if jitter == 0.0 { 0.0 } else { early::random() }
 }

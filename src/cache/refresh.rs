@@ -1,5 +1,5 @@
-//! Renews what was just served stale (RFC 5861 §3): one fetch, in the background, with the request of the client that
-//! asked.
+//! Renews what was just served, stale (RFC 5861 §3) or [soon to be](super::early): one fetch, in the background, with the
+//! request of the client that asked.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -16,10 +16,11 @@ use super::flight::Join;
 use super::layer::Fetching;
 use super::lookup::Miss;
 use super::markers::Mark;
+use super::metrics::Refresh;
 use super::plan::{Manner, Plan};
 
 /// Begins it, unless one is under way, or has just failed, or there is no room.
-pub(super) fn begin<S, B, ResBody>(mut case: Case, inner: S, mut parts: Parts, body: B, miss: Miss)
+pub(super) fn begin<S, B, ResBody>(mut case: Case, inner: S, mut parts: Parts, body: B, miss: Miss, why: Refresh)
 where
     S: Service<Request<B>, Response = Response<ResBody>> + Send + 'static,
     S::Future: Send + 'static,
@@ -43,7 +44,7 @@ where
     let (key, stored) = (miss.key.clone(), shared.flights.stored(&miss.key));
     let plan = Plan::new(case, &mut parts, miss, Manner::Shared, true);
     Fetching::note(&shared, &mut parts.extensions);
-    shared.metrics.refreshes.increment(1);
+    shared.metrics.refresh(why);
     // Nobody else may want it.
     let listener = seat.audience().listen();
     let request = Request::from_parts(parts, body);

@@ -13,14 +13,18 @@ use super::body::{BoxError, ResponseBody};
 use super::case::Case;
 use super::change::Change;
 use super::coalesce::{self, Looked};
+use super::early;
+use super::entry::Entry;
 use super::future::{Passage, ResponseFuture};
 use super::key::Key;
 use super::layer::{Config, Fetching, Shared};
-use super::lookup::{Found, Search};
-use super::metrics::Outcome;
+use super::lookup::{Found, Miss, Search};
+use super::metrics::{Outcome, Refresh};
+use super::refresh;
 use super::request::Asked;
 use super::reuse::Use;
 use super::status::Forward;
+use super::update::Held;
 use crate::ready::{self, CallWhenReady};
 use crate::refusal::Grpc;
 
@@ -73,7 +77,8 @@ where
                 };
             }
         };
-        let looked = if self.shared.store.is_spent(request.extensions()) {
+        let spent = self.shared.store.is_spent(request.extensions());
+        let looked = if spent && self.shared.fleet.is_none() {
             Looked::Not
         } else {
             let now = self.config.clock.now();
@@ -81,11 +86,16 @@ where
             match Search::new(sources).now(sources, now) {
                 Ok(Found::Entry(entry, search)) => {
                     if self.shared.judge(&self.config, &asked, &primary, &entry, now) == Use::Fresh {
-                        return ResponseFuture::answered(self.shared.answer(&asked, request.headers(), &entry, now));
+                        let response = self.shared.answer(&asked, request.headers(), &entry, now);
+                        if early::is_due(&entry.head, &self.config, &asked, now) {
+                            self.renew_early(request, primary, asked, entry, &search);
+                        }
+                        return ResponseFuture::answered(response);
                     }
                     Looked::Found(Found::Entry(entry, search))
                 }
                 Ok(found) => Looked::Found(found),
+                Err(_) if spent => Looked::Not,
                 Err((search, step)) => Looked::Asked(search, step),
             }
         };
@@ -107,6 +117,30 @@ impl<S: Clone> Cache<S> {
     fn case<B>(&self, primary: Key, request: &Request<B>) -> Case {
         let asked = Asked::by_change(request.headers(), &self.config);
         Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked }
+    }
+
+    /// Renews in the background what was just given out fresh.
+    #[cold]
+    fn renew_early<B, ResBody>(
+        &mut self,
+        request: Request<B>,
+        primary: Key,
+        asked: Asked,
+        entry: Arc<Entry>,
+        search: &Search,
+    ) where
+        S: Service<Request<B>, Response = Response<ResBody>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        B: Send + 'static,
+        ResBody: Body<Data = Bytes> + Send + 'static,
+        ResBody::Error: Into<BoxError>,
+    {
+        let case = Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked };
+        let (parts, body) = request.into_parts();
+        let held = Held { own: Some(entry), others: Vec::new() };
+        let miss = Miss { held, ..search.miss(case.sources(&parts.headers), Forward::Stale) };
+        refresh::begin(case, ready::take(&mut self.inner), parts, body, miss, Refresh::Early);
     }
 
     /// Forwards what the cache has no business with.

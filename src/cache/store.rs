@@ -3,12 +3,14 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 
 use http::Extensions;
 use tokio::runtime::Handle;
 
 pub use super::entry::Record;
+use super::fleet::Fleet;
 pub use super::key::Key;
 
 /// What the copies of unfinished bodies may take where a store does not say.
@@ -137,6 +139,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Notes that an operation of this request timed out.
     fn mark_spent(&self, _: &mut Extensions) {}
+
+    /// What it shares with other processes, beyond responses. Not for implementors outside of this crate.
+    #[doc(hidden)]
+    fn fleet(&self) -> Option<Arc<dyn Fleet>> {
+        None
+    }
 }
 
 /// What a store holds, by its own measure.
@@ -180,6 +188,17 @@ pub(super) async fn finish<T: Send + 'static>(mut work: Pin<Box<dyn Future<Outpu
     match Handle::try_current() {
         Ok(runtime) => runtime.spawn(work).await.ok(),
         Err(_) => Some(work.await),
+    }
+}
+
+/// As [`finish`], but who calls does not wait for what does not end at once: the client need not either.
+pub(super) async fn detach(mut work: Pin<Box<dyn Future<Output = ()> + Send>>) {
+    if poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_ready())).await {
+        return;
+    }
+    match Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn(work)),
+        Err(_) => work.await,
     }
 }
 

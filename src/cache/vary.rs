@@ -26,6 +26,8 @@ pub(super) struct VarySpec {
     pub(super) until: SystemTime,
     /// The keys of the responses that are stored, the oldest first.
     pub(super) variants: Vec<Key>,
+    /// When this process got it, by its clock of purges: for a memory in front of a shared store. Not stored.
+    pub(super) stamp: u64,
 }
 
 /// What a lookup, or another request's response, has told of a URL's responses.
@@ -38,9 +40,10 @@ pub(super) struct Known {
 }
 
 impl VarySpec {
-    pub(super) fn new(names: Names, until: SystemTime) -> Self {
-        let generation = RandomState::new().hash_one(SystemTime::now());
-        Self { names, generation, until, variants: Vec::new() }
+    /// Of this generation, or of one of its own.
+    pub(super) fn new(names: Names, generation: Option<u64>, until: SystemTime) -> Self {
+        let generation = generation.unwrap_or_else(|| RandomState::new().hash_one(SystemTime::now()));
+        Self { names, generation, until, variants: Vec::new(), stamp: 0 }
     }
 
     /// The key of the response to a request with these fields. `None`: too long for a key.
@@ -127,8 +130,11 @@ mod tests {
     fn variants_differ_exactly_where_the_combined_fields_do() {
         let host = request(&[("host", "a")]);
         let primary = Key::primary(&Intake::default(), &"/".parse().unwrap(), &host, &Extensions::new()).unwrap();
-        let spec =
-            VarySpec::new([HeaderName::from_static("a"), HeaderName::from_static("b")].into(), SystemTime::UNIX_EPOCH);
+        let spec = VarySpec::new(
+            [HeaderName::from_static("a"), HeaderName::from_static("b")].into(),
+            None,
+            SystemTime::UNIX_EPOCH,
+        );
         let key = |lines: &[(&'static str, &str)]| spec.key(&Intake::default(), &primary, &request(lines)).unwrap();
         assert_eq!(key(&[("a", "1"), ("a", "2")]), key(&[("a", "1, 2")]));
         assert_eq!(key(&[("a", "1")]), key(&[("a", "1"), ("c", "9")]));

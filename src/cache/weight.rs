@@ -106,7 +106,8 @@ mod tests {
     #[test]
     fn variants_count_with_their_keys() {
         let names = [HeaderName::from_static("accept")];
-        let empty = VarySpec { names: names.into(), generation: 0, until: SystemTime::now(), variants: Vec::new() };
+        let until = SystemTime::now();
+        let empty = VarySpec { names: names.into(), generation: 0, until, variants: Vec::new(), stamp: 0 };
         let variants = (0..32).map(|_| Key::new(&[7; 1000]).unwrap()).collect();
         let full = VarySpec { variants, ..empty.clone() };
         assert!(vary(&full) >= vary(&empty) + 32 * (1000 + size_of::<Key>()));

@@ -2,7 +2,7 @@ use super::course::{MAX_SUCCESSORS, MAX_WAITERS};
 use super::*;
 
 pub(super) fn flights() -> Arc<Flights> {
-    Arc::new(Flights::new(Arc::new(Metrics::new())))
+    Arc::new(Flights::new(Arc::new(Metrics::new()), Arc::new(Stripes::new())))
 }
 
 pub(super) fn key(path: &str) -> Key {

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::header::{CONTENT_TYPE, ETAG};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::cache::early::Cost;
 use crate::cache::entry::{Entry, Head, Kind, Record};
 use crate::cache::key::{Key, MAX_KEY_BYTES};
 use crate::cache::vary::VarySpec;
@@ -76,26 +78,40 @@ pub(super) fn response(number: u64, body: usize) -> Record {
     record(head(number), body)
 }
 
-/// The number in a response.
+/// The number in a response: in its tag, or else at the beginning of its body.
 pub(super) fn number_of(record: &Record) -> Option<u64> {
-    match &record.0 {
-        Kind::Response(entry) => Some(entry.head.stamp),
-        Kind::Vary(_) => None,
-    }
+    let Kind::Response(entry) = &record.0 else { return None };
+    let tag = entry.head.headers.get(ETAG).and_then(|tag| tag.to_str().ok()?.trim_matches('"').parse().ok());
+    tag.or_else(|| entry.body.first_chunk().copied().map(u64::from_be_bytes))
 }
 
 /// Whether a response's body belongs to its head.
 pub(super) fn is_whole(record: &Record) -> bool {
     match &record.0 {
-        Kind::Response(entry) => entry.body == pattern(entry.head.stamp, entry.body.len()),
+        Kind::Response(entry) => {
+            number_of(record).is_some_and(|number| entry.body == pattern(number, entry.body.len()))
+        }
         Kind::Vary(_) => true,
+    }
+}
+
+/// With the stamp that it was put with: a store that several processes share gives it another one.
+pub(super) fn redated(record: Record) -> Record {
+    match (number_of(&record), record.0) {
+        (Some(stamp), Kind::Response(entry)) => {
+            let head = Head { stamp, ..Head::clone(&entry.head) };
+            Record(Kind::Response(Arc::new(Entry { head: Arc::new(head), body: entry.body.clone() })))
+        }
+        (_, Kind::Vary(spec)) => Record(Kind::Vary(Arc::new(VarySpec { stamp: 0, ..VarySpec::clone(&spec) }))),
+        (None, kind) => Record(kind),
     }
 }
 
 pub(super) fn vary(number: u64, variants: &[Key]) -> Record {
     let names = [HeaderName::from_static("accept"), HeaderName::from_static("x-shape")].into();
     let until = SystemTime::now() + LIFETIME;
-    Record(Kind::Vary(Arc::new(VarySpec { names, generation: number, until, variants: variants.to_vec() })))
+    let variants = variants.to_vec();
+    Record(Kind::Vary(Arc::new(VarySpec { names, generation: number, until, variants, stamp: 0 })))
 }
 
 /// Expired a minute ago.
@@ -126,11 +142,14 @@ fn pattern(number: u64, length: usize) -> Bytes {
 fn head(number: u64) -> Head {
     let born = SystemTime::now();
     let at = |n: u32| born + LIFETIME + Duration::new(n.into(), n);
-    let fields = [("content-type", "text/plain"), ("etag", "\"x\"")];
-    let headers = fields.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    if let Ok(tag) = format!("\"{number}\"").parse() {
+        headers.insert(ETAG, tag);
+    }
     Head {
         status: StatusCode::OK,
-        headers: HeaderMap::from_iter(headers).into(),
+        headers: headers.into(),
         born,
         fresh_until: at(1),
         revalidate_until: at(2),
@@ -140,6 +159,7 @@ fn head(number: u64) -> Head {
         strict: false,
         stamp: number,
         tags: [].into(),
+        cost: Cost::new(Duration::from_nanos(number.saturating_add(1)), at(1)).into(),
     }
 }
 
