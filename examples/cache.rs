@@ -85,7 +85,7 @@ async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_env_filter(settings.log).with_writer(std::io::stderr).init();
     let cache = match settings.redis {
         None => CacheLayer::new(MemoryStore::new(64 << 20)),
-        Some(redis) => CacheLayer::new(RedisStore::new(redis)),
+        Some(redis) => CacheLayer::new(RedisStore::new(redis)?),
     };
     let listener = TcpListener::bind(settings.addr).await.map_err(|error| format!("{}: {error}", settings.addr))?;
     println!("listening on http://{}", listener.local_addr()?);

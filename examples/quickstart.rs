@@ -31,7 +31,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tower_http::metrics::InFlightRequestsLayer;
 use tower_http::metrics::in_flight_requests::InFlightRequestsCounter;
-use tower_scale::cache::{CacheLayer, MemoryStore, RedisStore, Store};
+use tower_scale::cache::{CacheLayer, MemoryStore, RedisStore, Store, TieredStore};
 use tower_scale::client_ip::{ClientIpLayer, TrustedProxies};
 use tower_scale::offload::{OffloadLayer, OffloadPool};
 use tower_scale::rate_limit::{Quota, RateLimitLayer};
@@ -71,7 +71,7 @@ async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
     let draining = Arc::new(AtomicBool::new(false));
     let app = match settings.redis.clone() {
         None => pages(&settings, MemoryStore::new(CACHE_BYTES))?,
-        Some(redis) => pages(&settings, RedisStore::new(redis))?,
+        Some(redis) => pages(&settings, TieredStore::new(MemoryStore::new(CACHE_BYTES), RedisStore::new(redis)?))?,
     };
     // Outermost: every request's polls are watched. The probes stand beside the pages, so they are never limited,
     // cached or offloaded.

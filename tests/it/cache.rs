@@ -25,13 +25,16 @@ use crate::support::eventually;
 use crate::support::redis_server::RedisServer;
 
 mod bodies;
+mod channel;
 mod coalescing;
 mod coding;
 mod confusion;
 mod credentials;
+mod early;
 mod herd;
 mod leaks;
 mod purge;
+mod redis_store;
 mod renewal;
 mod routes;
 mod safety;
@@ -99,8 +102,13 @@ impl Service<Request<ReqBody>> for Origin {
     }
 }
 
+/// Leaves nothing to chance: what is renewed by chance has tests of its own.
 fn layer() -> CacheLayer {
-    CacheLayer::new(MemoryStore::new(1 << 20))
+    CacheLayer::new(MemoryStore::new(1 << 20)).early_refresh(0.0)
+}
+
+fn redis_layer(server: &RedisServer) -> CacheLayer {
+    CacheLayer::new(RedisStore::new(Redis::connect(&server.url()).unwrap()).unwrap())
 }
 
 fn text(text: &str) -> Body {
@@ -1292,157 +1300,4 @@ async fn hostile_fields_lose_nothing() {
         let answer = send(&cache, request(Method::GET, "/", &[(name, value)])).await;
         assert_eq!(answer.status, 200, "{name}");
     }
-}
-
-// === redis ===
-//
-// On a busy machine any operation may exceed its 20 ms, which is a miss; so these tests try until Redis was in time.
-
-fn redis_layer(server: &RedisServer) -> CacheLayer {
-    CacheLayer::new(RedisStore::new(Redis::connect(&server.url()).unwrap()))
-}
-
-#[tokio::test]
-async fn what_one_process_fetched_another_hits() {
-    let server = RedisServer::start();
-    let origin = Origin::answering(|_, _| fresh().header("vary", "accept").header("link", "a").header("link", "b"));
-    let (one, two) = (redis_layer(&server).layer(origin.clone()), redis_layer(&server).layer(origin.clone()));
-    eventually("one stores", async || send(&one, get("/")).await.is_hit()).await;
-    let calls = origin.calls();
-    eventually("the other hits without a call of its own", async || {
-        let hit = send(&two, get("/")).await;
-        if hit.is_hit() {
-            assert_eq!(hit.text().parse::<usize>().unwrap(), calls);
-            assert!(hit.headers.contains_key("age"));
-            assert_eq!(hit.headers.get_all("link").iter().collect::<Vec<_>>(), ["a", "b"]);
-        }
-        hit.is_hit()
-    })
-    .await;
-    eventually("a change through one is seen by the other", async || {
-        send(&one, request(Method::POST, "/", &[])).await;
-        !send(&two, get("/")).await.is_hit()
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_miss_is_one_get_and_a_hit_another() {
-    let server = RedisServer::start();
-    let origin = Origin::answering(|_, _| fresh());
-    let cache = redis_layer(&server).layer(origin.clone());
-    let tries = AtomicUsize::new(0);
-    eventually("two GETs and one SET", async || {
-        let path = format!("/{}", tries.fetch_add(1, Ordering::SeqCst));
-        let (gets, sets) = (server.calls("get"), server.calls("set"));
-        let miss = send(&cache, get(&path)).await;
-        if !miss.cache_status().ends_with("stored") {
-            return false;
-        }
-        eventually("written", async || server.calls("set") > sets).await;
-        let hit = send(&cache, get(&path)).await;
-        hit.is_hit() && server.calls("get") == gets + 2 && server.calls("set") == sets + 1
-    })
-    .await;
-    let key = server.command(&["RANDOMKEY"]);
-    let left: i64 = server.command(&["PTTL", &key]).trim_start_matches(':').trim().parse().unwrap();
-    assert!((45_000..=60_000).contains(&left), "{left}");
-}
-
-#[tokio::test]
-async fn concurrent_redis_misses_are_one_call() {
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-    let _guard = metrics::set_default_local_recorder(&recorder);
-    let server = RedisServer::start();
-    let (origin, gate) = gated(&[("cache-control", "max-age=60")]);
-    let cache = redis_layer(&server).layer(origin.clone());
-    let clients: Vec<_> = (0..50).map(|_| spawn(&cache, get("/"))).collect();
-    eventually("all have looked", async || recorder.handle().render().contains("cache_waiters 49\n")).await;
-    gate.add_permits(50);
-    for client in join_all(clients).await {
-        assert_eq!(client.unwrap().unwrap().text(), "1");
-    }
-    assert_eq!(origin.calls(), 1);
-}
-
-#[tokio::test]
-async fn requests_with_credentials_do_not_share_through_redis_either() {
-    let server = RedisServer::start();
-    let (origin, gate) = gated(&[("cache-control", "max-age=60")]);
-    let cache = redis_layer(&server).layer(origin.clone());
-    let clients = ["alice", "bob"].map(|user| spawn(&cache, request(Method::GET, "/", &[("cookie", user)])));
-    eventually("each goes alone", async || origin.calls() == 2).await;
-    gate.add_permits(3);
-    for client in clients {
-        assert_eq!(client.await.unwrap().unwrap().cache_status(), "tower-scale; fwd=uri-miss; detail=credentials");
-    }
-    assert_eq!(send(&cache, get("/")).await.text(), "3");
-}
-
-#[tokio::test]
-async fn garbage_in_redis_is_a_miss() {
-    let server = RedisServer::start();
-    let origin = Origin::answering(|_, _| fresh());
-    let cache = redis_layer(&server).layer(origin.clone());
-    let stored = async || eventually("stored", async || send(&cache, get("/")).await.is_hit()).await;
-    stored().await;
-    let key = server.command(&["RANDOMKEY"]);
-    for garbage in ["", "garbage", "tsc1garbagegarbage"] {
-        server.command(&["SET", &key, garbage]);
-        let answer = send(&cache, get("/")).await;
-        assert_eq!((answer.status, answer.text()), (StatusCode::OK, &*origin.calls().to_string()));
-        assert!(answer.cache_status().starts_with("tower-scale; fwd=uri-miss"));
-        stored().await;
-    }
-    server.command(&["DEL", &key]);
-    server.command(&["LPUSH", &key, "x"]);
-    assert_eq!(send(&cache, get("/")).await.status, 200);
-}
-
-#[tokio::test]
-async fn a_request_whose_lookup_timed_out_stores_nothing() {
-    let gate = Arc::new(Semaphore::new(0));
-    let waiting = gate.clone();
-    let origin = Origin::new(move |n, request| {
-        let gate = waiting.clone();
-        async move {
-            if request.uri().path() == "/frozen" {
-                gate.acquire().await.unwrap().forget();
-            }
-            Ok(fresh().body(text(&n.to_string())).unwrap())
-        }
-    });
-    let server = RedisServer::start();
-    let cache = redis_layer(&server).layer(origin.clone());
-    eventually("used", async || send(&cache, get("/up")).await.is_hit()).await;
-    let before = origin.calls();
-    server.freeze();
-    let frozen = spawn(&cache, get("/frozen"));
-    eventually("forwarded", async || origin.calls() > before).await;
-    server.thaw();
-    eventually("used again", async || send(&cache, get("/thawed")).await.is_hit()).await;
-    gate.add_permits(2);
-    assert_eq!(frozen.await.unwrap().unwrap().cache_status(), "tower-scale; fwd=uri-miss");
-    assert!(!send(&cache, get("/frozen")).await.is_hit());
-    assert!(send(&cache, get("/frozen")).await.is_hit());
-}
-
-#[tokio::test]
-async fn a_frozen_or_absent_redis_costs_little_and_loses_nothing() {
-    let mut server = RedisServer::absent();
-    let origin = Origin::answering(|_, _| fresh());
-    let cache = redis_layer(&server).layer(origin.clone());
-    assert_eq!(send(&cache, get("/absent")).await.status, 200);
-    server.launch();
-    eventually("used once it is up", async || send(&cache, get("/up")).await.is_hit()).await;
-    server.freeze();
-    let mut quickest = Duration::MAX;
-    for n in 0..5 {
-        let begun = Instant::now();
-        assert_eq!(send(&cache, get(&format!("/frozen/{n}"))).await.status, 200);
-        quickest = quickest.min(begun.elapsed());
-    }
-    assert!(quickest < Duration::from_millis(80), "one time budget, {quickest:?}");
-    server.thaw();
-    eventually("used again", async || send(&cache, get("/thawed")).await.is_hit()).await;
 }

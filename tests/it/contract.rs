@@ -18,7 +18,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tower::util::BoxCloneService;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
-use tower_scale::cache::{self, CacheLayer, MemoryStore, RedisStore};
+use tower_scale::cache::{self, CacheLayer, MemoryStore, RedisStore, TieredStore};
 use tower_scale::client_ip::{self, ClientIp, ClientIpLayer, Origin, PeerAddr};
 use tower_scale::offload::{self, OffloadLayer, OffloadPool};
 use tower_scale::rate_limit::{self, Quota, RateLimitLayer};
@@ -78,7 +78,7 @@ fn layers() -> Vec<Named> {
 fn redis_layers(url: &str) -> Vec<Named> {
     let redis = Redis::connect(url).expect("a valid URL");
     vec![
-        named!("cache on Redis", CacheLayer::new(RedisStore::new(redis.clone()))),
+        named!("cache on Redis", CacheLayer::new(RedisStore::new(redis.clone()).expect("it can subscribe"))),
         named!("rate_limit on Redis", RateLimitLayer::new(quota()).redis(redis)),
     ]
 }
@@ -367,6 +367,7 @@ fn auto_traits() {
     layer_type::<Redis>();
     send_sync::<MemoryStore>();
     send_sync::<RedisStore>();
+    send_sync::<TieredStore>();
     layer_type::<Quota>();
     layer_type::<ClientIp>();
     layer_type::<Origin>();

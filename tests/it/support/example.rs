@@ -13,11 +13,18 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
+/// Keeps connections open for the next request; dropping all clones closes them.
+pub(crate) type HttpClient = Client<HttpConnector, Full<Bytes>>;
+
+pub(crate) fn http_client() -> HttpClient {
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
 /// A running example; dropping it kills it.
 pub(crate) struct Example {
     child: Child,
     pub(crate) address: SocketAddr,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: HttpClient,
 }
 
 /// One answer and how long it took.
@@ -42,7 +49,17 @@ fn command(name: &str, environment: &[(&str, &str)]) -> Command {
     assert!(program.exists(), "the example is not built: run `cargo test --features full`, which builds it");
     let mut command = Command::new(program);
     let settings = ["REDIS_URL", "RATE_LIMIT", "TRUSTED_PROXIES", "OFFLOAD_THREADS", "RUST_LOG"];
-    for name in settings.into_iter().chain(["UPSTREAM", "UPSTREAM_TIMEOUT", "POLICY"]) {
+    let fleet = [
+        "ORIGIN",
+        "STORE",
+        "MEMORY_BYTES",
+        "REDIS_CLUSTER",
+        "REDIS_SENTINEL",
+        "REDIS_SERVICE",
+        "REDIS_SERVERS",
+        "REDIS_BUDGET_MS",
+    ];
+    for name in settings.into_iter().chain(["MEMCACHED", "UPSTREAM", "UPSTREAM_TIMEOUT", "POLICY"]).chain(fleet) {
         command.env_remove(name);
     }
     command.env("ADDR", "127.0.0.1:0").envs(environment.iter().copied()).stdin(Stdio::null());
@@ -79,7 +96,7 @@ impl Example {
         let address = address.parse().expect("an address");
         // The rest is read, so that the example never waits for its reader.
         std::thread::spawn(move || lines.read_to_string(&mut String::new()));
-        Self { child, address, client: Client::builder(TokioExecutor::new()).build_http() }
+        Self { child, address, client: http_client() }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -97,6 +114,18 @@ impl Example {
         headers: &[(&str, &[u8])],
         body: &'static str,
     ) -> Result<Answer, String> {
+        self.send_by(&self.client, method, path, headers, body).await
+    }
+
+    /// The same over the connections of `client`.
+    pub(crate) async fn send_by(
+        &self,
+        client: &HttpClient,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &[u8])],
+        body: &'static str,
+    ) -> Result<Answer, String> {
         let started = Instant::now();
         let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         for (name, value) in headers {
@@ -104,7 +133,7 @@ impl Example {
         }
         let request = request.body(Full::from(body)).map_err(|error| error.to_string())?;
         let answer = async {
-            let response = self.client.request(request).await.map_err(|error| format!("{error:?}"))?;
+            let response = client.request(request).await.map_err(|error| format!("{error:?}"))?;
             let (parts, body) = response.into_parts();
             let body = body.collect().await.map_err(|error| format!("{error:?}"))?.to_bytes();
             let body = String::from_utf8_lossy(&body).into_owned();
@@ -119,11 +148,42 @@ impl Example {
         text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse().ok())
     }
 
-    #[allow(unsafe_code, reason = "kill(2) has no safe wrapper in std")]
     pub(crate) fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Ends it at once, as a crash would (SIGKILL).
+    pub(crate) fn kill(&self) {
+        self.signal(libc::SIGKILL);
+    }
+
+    /// Stops it without closing its connections (SIGSTOP).
+    pub(crate) fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub(crate) fn thaw(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    #[allow(unsafe_code, reason = "kill(2) has no safe wrapper in std")]
+    fn signal(&self, signal: i32) {
         let pid = i32::try_from(self.child.id()).expect("a pid fits");
         // SAFETY: plain system call on a child that has not been waited for, so its pid cannot have been reused.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Bytes that are resident in memory.
+    pub(crate) fn resident(&self) -> u64 {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id())).expect("it runs");
+        let pages: u64 = statm.split(' ').nth(1).expect("the second is the resident set").parse().expect("pages");
+        pages * 4096
+    }
+
+    /// How many files and sockets it has open.
+    pub(crate) fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
     }
 
     pub(crate) fn exited(&mut self) -> Option<ExitStatus> {

@@ -1,9 +1,13 @@
 //! What the tests share.
 
 pub(crate) mod example;
+pub(crate) mod fleet;
 pub(crate) mod inner;
+pub(crate) mod memcached;
 pub(crate) mod origin;
+pub(crate) mod random;
 pub(crate) mod redis_server;
+pub(crate) mod shop;
 
 use std::future::Future;
 use std::time::Duration;
