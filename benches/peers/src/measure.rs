@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// Something that serves a number of requests and says how long that took.
-pub struct Subject {
+/// Something that serves a number of requests and says what that took.
+pub struct Subject<T = Duration> {
     pub name: &'static str,
-    pub serve: Box<dyn FnMut(u32) -> Duration>,
+    pub serve: Box<dyn FnMut(u32) -> T>,
 }
 
 pub struct Plan {
@@ -16,25 +16,46 @@ pub struct Plan {
 impl Plan {
     /// Measures all subjects and prints a table; ratios are to the subject named `reference`.
     pub fn run(&self, title: &str, reference: &str, mut subjects: Vec<Subject>) {
-        for subject in &mut subjects {
+        let took = self.gather(&mut subjects);
+        self.report(title, reference, &subjects, &took, |took| *took);
+    }
+
+    /// What each subject took in each round.
+    pub fn gather<T>(&self, subjects: &mut [Subject<T>]) -> Vec<Vec<T>> {
+        for subject in &mut *subjects {
             (subject.serve)(self.requests);
         }
-        let mut nanos = vec![Vec::with_capacity(self.rounds); subjects.len()];
+        let mut took: Vec<_> = subjects.iter().map(|_| Vec::with_capacity(self.rounds)).collect();
         for round in 0..self.rounds {
             for turn in 0..subjects.len() {
                 let index = (round + turn) % subjects.len();
-                let took = (subjects[index].serve)(self.requests);
-                nanos[index].push(took.as_secs_f64() * 1e9 / f64::from(self.requests));
+                took[index].push((subjects[index].serve)(self.requests));
             }
         }
+        took
+    }
+
+    /// Prints one kind of time of what has been gathered.
+    pub fn report<T>(
+        &self,
+        title: &str,
+        reference: &str,
+        subjects: &[Subject<T>],
+        took: &[Vec<T>],
+        time: impl Fn(&T) -> Duration,
+    ) {
+        let nanos = |took: &Vec<T>| -> Vec<f64> {
+            took.iter().map(|took| time(took).as_secs_f64() * 1e9 / f64::from(self.requests)).collect()
+        };
+        let nanos: Vec<_> = took.iter().map(nanos).collect();
         let reference = subjects.iter().position(|subject| subject.name == reference).expect("a subject by that name");
         println!("\n{title}: {} rounds of {} requests", self.rounds, self.requests);
-        println!("{:<34} {:>8} {:>17}   {:>6} {:>15}", "", "ns", "95 % interval", "ratio", "95 % interval");
+        println!("{:<38} {:>8} {:>17}   {:>6} {:>15}", "", "ns", "95 % interval", "ratio", "95 % interval");
         for (subject, own) in subjects.iter().zip(&nanos) {
             let ratios = own.iter().zip(&nanos[reference]).map(|(own, other)| own / other).collect();
             let ([low, median, high], [least, ratio, most]) = (interval(own.clone()), interval(ratios));
             println!(
-                "{:<34} {median:>8.0} {:>17}   {ratio:>6.2} {:>15}",
+                "{:<38} {median:>8.0} {:>17}   {ratio:>6.2} {:>15}",
                 subject.name,
                 format!("{low:.0} – {high:.0}"),
                 format!("{least:.2} – {most:.2}"),
