@@ -149,11 +149,11 @@ impl Redis {
         self.servers.as_ref().map(|_| ()).ok_or(ConfigError::NoInvalidation)
     }
 
-    /// Subscribes to `channel` on a connection of its own, within 2 s. Outside breakers and metrics of operations.
+    /// Subscribes to `channels` on a connection of its own, within 2 s. Outside breakers and metrics of operations.
     #[cfg_attr(not(feature = "cache"), allow(dead_code))]
-    pub(crate) async fn subscribe(&self, channel: &[u8]) -> Result<Subscription, StoreError> {
+    pub(crate) async fn subscribe(&self, channels: &[&[u8]]) -> Result<Subscription, StoreError> {
         match &self.servers {
-            Some(servers) => servers.subscribe(channel).await,
+            Some(servers) => servers.subscribe(channels).await,
             None => Err(StoreError::new(Kind::Unavailable, None)),
         }
     }

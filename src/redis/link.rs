@@ -114,7 +114,8 @@ impl Link {
         };
         let begun = Instant::now();
         let waiting = Waiting { link: self, node, begun, budget };
-        let exchange = Within::new(budget, async {
+        // Pinned here, it is not moved again: it holds all that the client needs.
+        let exchange = pin!(async {
             let lane = match lane {
                 Some(lane) => lane,
                 None => self.await_lane(node, budget).await?,
@@ -122,18 +123,19 @@ impl Link {
             let reply = work.perform(&lane.connection).await;
             Ok((lane, reply))
         });
-        let outcome = exchange.await;
+        let outcome = Within::since(begun, budget, exchange).await;
         waiting.disarm();
-        self.metrics.seconds.record(begun.elapsed().as_secs_f64());
+        let ended = Instant::now();
+        self.metrics.seconds.record(ended.saturating_duration_since(begun).as_secs_f64());
         match outcome {
             Some(Ok((_, Ok(value)))) => {
-                self.note(node, None, budget);
+                self.note(node, None, ended, budget);
                 Ok(value)
             }
-            Some(Ok((lane, Err(error)))) => Err(self.judge(node, &lane, &error, budget)),
+            Some(Ok((lane, Err(error)))) => Err(self.judge(node, &lane, &error, ended, budget)),
             Some(Err(unconnected)) => Err(unconnected),
             None => {
-                self.note(node, Some(Cause::new("timed out")), budget);
+                self.note(node, Some(Cause::new("timed out")), ended, budget);
                 Err(StoreError::new(Kind::Timeout, None))
             }
         }
@@ -182,7 +184,14 @@ impl Link {
         }
     }
 
-    fn judge(self: &Arc<Self>, node: usize, lane: &Arc<Lane>, error: &RedisError, budget: Duration) -> StoreError {
+    fn judge(
+        self: &Arc<Self>,
+        node: usize,
+        lane: &Arc<Lane>,
+        error: &RedisError,
+        now: Instant,
+        budget: Duration,
+    ) -> StoreError {
         let verdict = Verdict::from(error);
         let cause = Cause::from(error);
         // A cluster connection mends its parts by itself; giving it up would cost the other masters' requests.
@@ -191,7 +200,7 @@ impl Link {
             self.give_up(lane);
             repair::start(self, budget);
         }
-        self.note(node, (verdict.kind != Kind::Refused).then(|| cause.clone()), budget);
+        self.note(node, (verdict.kind != Kind::Refused).then(|| cause.clone()), now, budget);
         StoreError::new(verdict.kind, Some(cause))
     }
 
@@ -206,9 +215,9 @@ impl Link {
     }
 
     /// Tells the breaker of `node` how an operation went: `failure` is why there was no answer.
-    fn note(self: &Arc<Self>, node: usize, failure: Option<Cause>, budget: Duration) {
+    fn note(self: &Arc<Self>, node: usize, failure: Option<Cause>, now: Instant, budget: Duration) {
         let mut state = self.state();
-        let opened = state.nodes.breaker(node).is_some_and(|breaker| breaker.record(Instant::now(), failure.is_none()));
+        let opened = state.nodes.breaker(node).is_some_and(|breaker| breaker.record(now, failure.is_none()));
         if !opened {
             return;
         }
@@ -338,7 +347,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 for _ in 0..5 {
-                    link.note(0, Some(Cause::new("timed out")), Duration::ZERO);
+                    link.note(0, Some(Cause::new("timed out")), Instant::now(), Duration::ZERO);
                 }
             });
         });

@@ -71,7 +71,9 @@ impl Work<'_> {
                 let known = connection.send(&script.command("EVALSHA", &script.hash, keys, args)).await;
                 match known {
                     Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                        connection.send(&script.command("EVAL", &script.source, keys, args)).await
+                        // Once per server: in a box, for every command would have to carry it along.
+                        Box::pin(async { connection.send(&script.command("EVAL", &script.source, keys, args)).await })
+                            .await
                     }
                     known => known,
                 }

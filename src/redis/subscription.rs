@@ -1,4 +1,4 @@
-//! A connection of its own that listens to one channel.
+//! A connection of its own that listens to one channel or more.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -46,7 +46,7 @@ impl Servers {
     }
 
     /// Tries each server once, beginning after the one that was tried last.
-    pub(super) async fn subscribe(&self, channel: &[u8]) -> Result<Subscription, StoreError> {
+    pub(super) async fn subscribe(&self, channels: &[&[u8]]) -> Result<Subscription, StoreError> {
         let end = Instant::now() + ALL;
         let mut failure = StoreError::new(Kind::Timeout, None);
         let begin = self.next.load(Ordering::Relaxed) % self.clients.len();
@@ -58,7 +58,7 @@ impl Servers {
             if now >= end {
                 break;
             }
-            match timeout_at(end.min(now + CONNECT), listen(client, channel)).await {
+            match timeout_at(end.min(now + CONNECT), listen(client, channels)).await {
                 Ok(Ok(stream)) => return Ok(Subscription::new(stream)),
                 Ok(Err(error)) => failure = StoreError::new(Verdict::from(&error).kind, Some(Cause::from(&error))),
                 Err(_) => failure = StoreError::new(Kind::Timeout, Some(Cause::new("timed out"))),
@@ -68,16 +68,16 @@ impl Servers {
     }
 }
 
-async fn listen(client: &Client, channel: &[u8]) -> RedisResult<PubSubStream> {
+async fn listen(client: &Client, channels: &[&[u8]]) -> RedisResult<PubSubStream> {
     if is_tls(client.get_connection_info()) {
         ensure_crypto_provider();
     }
     let mut connection = client.get_async_pubsub().await?;
-    connection.subscribe(channel).await?;
+    connection.subscribe(channels).await?;
     Ok(connection.into_on_message())
 }
 
-/// What arrives on one channel, from the moment of [`Redis::subscribe`](super::Redis::subscribe) on. Dropping it closes
+/// What arrives on its channels, in the order in which the server has it, from the moment of [`Redis::subscribe`](super::Redis::subscribe) on. Dropping it closes
 /// the connection.
 ///
 /// The client beneath reads the socket as fast as it can, into a queue without a bound. A task of ours empties that queue

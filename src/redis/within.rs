@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// At least one turn of the event loop, in which the connection's task can read the socket.
 const TURN: Duration = Duration::from_millis(1);
@@ -28,7 +28,16 @@ pin_project! {
 
 impl<F> Within<F> {
     pub(super) fn new(budget: Duration, work: F) -> Self {
-        Self { work, deadline: tokio::time::sleep(budget), budget, extended: false }
+        Self::since(Instant::now(), budget, work)
+    }
+
+    /// The same, where the clock has just been read.
+    pub(super) fn since(begun: Instant, budget: Duration, work: F) -> Self {
+        let deadline = match begun.checked_add(budget) {
+            Some(deadline) => sleep_until(deadline),
+            None => sleep(budget),
+        };
+        Self { work, deadline, budget, extended: false }
     }
 }
 
@@ -56,7 +65,6 @@ impl<F: Future> Future for Within<F> {
 #[cfg(test)]
 mod tests {
     use tokio::sync::oneshot;
-    use tokio::time::sleep;
 
     use super::*;
 

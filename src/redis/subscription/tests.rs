@@ -63,9 +63,9 @@ async fn what_is_published_arrives() {
     let server = RedisServer::start();
     for url in [server.url(), server.url() + "/?protocol=resp3"] {
         let redis = patient(&url);
-        let mut one = redis.subscribe(CHANNEL).await.unwrap();
-        let mut other = patient(&url).subscribe(CHANNEL).await.unwrap();
-        let mut elsewhere = redis.subscribe(b"elsewhere").await.unwrap();
+        let mut one = redis.subscribe(&[CHANNEL]).await.unwrap();
+        let mut other = patient(&url).subscribe(&[CHANNEL]).await.unwrap();
+        let mut elsewhere = redis.subscribe(&[b"elsewhere"]).await.unwrap();
         let messages = [&b"one"[..], b"", b"\r\n\0\xff", &[7; 100_000]];
         for message in messages {
             redis.publish_everywhere(CHANNEL, message).await.unwrap();
@@ -75,6 +75,18 @@ async fn what_is_published_arrives() {
             assert_eq!(next(&mut other).await.unwrap(), message);
         }
         assert_eq!(one.waiting.load(Ordering::Relaxed), 0);
+        let mut both = redis.subscribe(&[CHANNEL, b"elsewhere"]).await.unwrap();
+        for (channel, message) in [(CHANNEL, b"1"), (b"elsewhere", b"2"), (CHANNEL, b"3"), (b"elsewhere", b"4")] {
+            redis.publish_everywhere(channel, message).await.unwrap();
+        }
+        for message in [b"1", b"2", b"3", b"4"] {
+            assert_eq!(next(&mut both).await.unwrap(), &message[..], "in order");
+        }
+        drop(both);
+        eventually("closed", async || listeners(&server) == 3).await;
+        for message in [b"2", b"4"] {
+            assert_eq!(next(&mut elsewhere).await.unwrap(), &message[..]);
+        }
         redis.publish_everywhere(b"elsewhere", b"here").await.unwrap();
         assert_eq!(next(&mut elsewhere).await.unwrap(), &b"here"[..]);
         assert_eq!(listeners(&server), 3);
@@ -87,17 +99,17 @@ async fn what_is_published_arrives() {
 async fn a_killed_server_ends_it() {
     let mut server = RedisServer::start();
     let redis = patient(&server.url());
-    let mut subscription = redis.subscribe(CHANNEL).await.unwrap();
+    let mut subscription = redis.subscribe(&[CHANNEL]).await.unwrap();
     redis.publish_everywhere(CHANNEL, b"here").await.unwrap();
     assert_eq!(next(&mut subscription).await.unwrap(), &b"here"[..]);
     let start = Instant::now();
     let ((), last) = tokio::join!(async { server.kill() }, next(&mut subscription));
     assert_eq!((last, next(&mut subscription).await), (None, None));
-    let refused = redis.subscribe(CHANNEL).await.unwrap_err();
+    let refused = redis.subscribe(&[CHANNEL]).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::Unavailable);
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
     server.launch();
-    let mut subscription = redis.subscribe(CHANNEL).await.unwrap();
+    let mut subscription = redis.subscribe(&[CHANNEL]).await.unwrap();
     eventually("Redis answers", async || redis.publish_everywhere(CHANNEL, b"back").await.is_ok()).await;
     assert_eq!(next(&mut subscription).await.unwrap(), &b"back"[..]);
 }
@@ -108,14 +120,14 @@ async fn a_frozen_server_is_given_up() {
     let redis = patient(&server.url());
     server.freeze();
     let start = Instant::now();
-    assert_eq!(redis.subscribe(CHANNEL).await.unwrap_err().kind(), Kind::Timeout);
+    assert_eq!(redis.subscribe(&[CHANNEL]).await.unwrap_err().kind(), Kind::Timeout);
     assert!(start.elapsed() < ALL + Duration::from_secs(1), "{:?}", start.elapsed());
 
     let three = redis.clone().invalidation_urls([server.url(), server.url(), server.url(), other.url()]).unwrap();
     let start = Instant::now();
-    assert_eq!(three.subscribe(CHANNEL).await.unwrap_err().kind(), Kind::Timeout);
+    assert_eq!(three.subscribe(&[CHANNEL]).await.unwrap_err().kind(), Kind::Timeout);
     assert!(start.elapsed() < ALL + Duration::from_secs(1), "all together: {:?}", start.elapsed());
-    let _subscription = three.subscribe(CHANNEL).await.expect("the second call goes on where the first one ended");
+    let _subscription = three.subscribe(&[CHANNEL]).await.expect("the second call goes on where the first one ended");
     assert_eq!(listeners(&other), 1);
 }
 
@@ -125,7 +137,7 @@ async fn each_call_begins_at_the_next_server() {
     let servers = [RedisServer::start(), RedisServer::start()];
     let redis = patient(&servers[0].url()).invalidation_urls(servers.each_ref().map(RedisServer::url)).unwrap();
     for at in [0, 1, 0] {
-        let subscription = redis.subscribe(CHANNEL).await.unwrap();
+        let subscription = redis.subscribe(&[CHANNEL]).await.unwrap();
         assert_eq!((listeners(&servers[at]), listeners(&servers[1 - at])), (1, 0));
         drop(subscription);
         eventually("it is closed", async || listeners(&servers[at]) == 0).await;
@@ -140,7 +152,7 @@ async fn who_falls_behind_is_cut_off() {
         "local message = string.rep('x', ARGV[2]) for _ = 1, ARGV[1] do redis.call('PUBLISH', KEYS[1], message) end",
     );
     for (count, size, least) in [(WAITING + 2000, 10, WAITING), (200, 64 << 10, 100)] {
-        let mut subscription = redis.subscribe(CHANNEL).await.unwrap();
+        let mut subscription = redis.subscribe(&[CHANNEL]).await.unwrap();
         let (count, size) = (count.to_string(), size.to_string());
         redis.eval(&flood, &[CHANNEL], &[count.as_bytes(), size.as_bytes()]).await.unwrap();
         eventually("it is cut off", async || subscription.reader.is_finished()).await;
@@ -152,7 +164,7 @@ async fn who_falls_behind_is_cut_off() {
         assert!(taken >= least && taken <= WAITING && bytes <= WAITING_BYTES, "{taken} messages, {bytes} bytes");
     }
     // Who keeps up is not.
-    let mut subscription = redis.subscribe(CHANNEL).await.unwrap();
+    let mut subscription = redis.subscribe(&[CHANNEL]).await.unwrap();
     for _ in 0..4 {
         redis.eval(&flood, &[CHANNEL], &[b"5000", b"10"]).await.unwrap();
         for _ in 0..5000 {
@@ -166,10 +178,10 @@ async fn nothing_secret_is_shown() {
     let server = RedisServer::start();
     assert!(server.command(&["CONFIG", "SET", "requirepass", "s3cret"]).starts_with("+OK"));
     let with = |password: &str| patient(&server.url().replace("://", &format!("://:{password}@")));
-    let failure = with("wr0ng").subscribe(CHANNEL).await.unwrap_err();
+    let failure = with("wr0ng").subscribe(&[CHANNEL]).await.unwrap_err();
     let cause = std::error::Error::source(&failure).unwrap().to_string();
     assert_eq!(cause, "authentication failed");
-    let subscription = with("s3cret").subscribe(CHANNEL).await.unwrap();
+    let subscription = with("s3cret").subscribe(&[CHANNEL]).await.unwrap();
     let mistaken = Redis::connect("redis://h").unwrap().invalidation_urls(["redis://:wr0ng@127.0.0.1:x"]).unwrap_err();
     let shown = format!("{:?} {failure} {failure:?} {cause} {subscription:?} {mistaken} {mistaken:?}", with("wr0ng"));
     assert!(!shown.contains("wr0ng") && !shown.contains("s3cret") && !shown.contains("127.0.0.1"), "{shown}");
@@ -182,11 +194,11 @@ async fn a_user_without_the_channel_is_refused() {
     let user = ["ACL", "SETUSER", "app", "on", ">pass", "~*", "+@all", "resetchannels", "&ts:cache:*"];
     assert!(server.command(&user).starts_with("+OK"));
     let redis = patient(&server.url().replace("://", "://app:pass@"));
-    let mut subscription = redis.subscribe(CHANNEL).await.unwrap();
+    let mut subscription = redis.subscribe(&[CHANNEL]).await.unwrap();
     redis.publish_everywhere(CHANNEL, b"allowed").await.unwrap();
     assert_eq!(next(&mut subscription).await.unwrap(), &b"allowed"[..]);
     let refused = [
-        redis.subscribe(b"shop:inv").await.unwrap_err(),
+        redis.subscribe(&[b"shop:inv"]).await.unwrap_err(),
         redis.publish_everywhere(b"shop:inv", b"").await.unwrap_err(),
     ];
     for refused in refused {
@@ -201,7 +213,7 @@ async fn a_dropped_call_leaves_no_connection() {
     let server = RedisServer::start();
     let redis = patient(&server.url());
     for steps in 0..40 {
-        let mut call = Box::pin(redis.subscribe(CHANNEL));
+        let mut call = Box::pin(redis.subscribe(&[CHANNEL]));
         for _ in 0..steps {
             let pending = poll_fn(|cx| std::task::Poll::Ready(call.as_mut().poll(cx).is_pending())).await;
             if !pending {
@@ -219,7 +231,7 @@ fn it_ends_with_its_runtime() {
     let server = RedisServer::start();
     let redis = patient(&server.url());
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut subscription = runtime().block_on(redis.subscribe(CHANNEL)).unwrap();
+    let mut subscription = runtime().block_on(redis.subscribe(&[CHANNEL])).unwrap();
     assert_eq!(runtime().block_on(next(&mut subscription)), None);
 }
 
@@ -230,13 +242,13 @@ async fn through_tls() {
     const CHILD: &str = "TOWER_SCALE_TEST_SUBSCRIBE_URL";
     if let Ok(url) = std::env::var(CHILD) {
         let redis = patient(&url);
-        let mut subscription = redis.subscribe(CHANNEL).await.unwrap();
+        let mut subscription = redis.subscribe(&[CHANNEL]).await.unwrap();
         redis.publish_everywhere(CHANNEL, b"sealed").await.unwrap();
         assert_eq!(next(&mut subscription).await.unwrap(), &b"sealed"[..]);
         return;
     }
     let server = TlsServer::start();
-    let refused = patient(&server.url()).subscribe(CHANNEL).await.unwrap_err();
+    let refused = patient(&server.url()).subscribe(&[CHANNEL]).await.unwrap_err();
     assert_eq!(std::error::Error::source(&refused).unwrap().to_string(), "TLS handshake failed");
     let status = tokio::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "redis::subscription::tests::through_tls"])
@@ -258,11 +270,11 @@ async fn every_master_of_a_cluster_reaches_every_server() {
     let cluster = Cluster::start();
     let redis = cluster_handle(&cluster);
     assert_eq!(redis.can_subscribe(), Err(ConfigError::NoInvalidation));
-    assert_eq!(redis.subscribe(CHANNEL).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(redis.subscribe(&[CHANNEL]).await.unwrap_err().kind(), Kind::Unavailable);
     let redis = redis.invalidation_urls(cluster.urls()).unwrap();
     let mut subscriptions = Vec::new();
     for _ in &cluster.masters {
-        subscriptions.push(redis.subscribe(CHANNEL).await.unwrap());
+        subscriptions.push(redis.subscribe(&[CHANNEL]).await.unwrap());
     }
     let published = || cluster.masters.each_ref().map(|master| master.calls("publish"));
     // The very first operation: the map is not known yet.
@@ -312,8 +324,8 @@ async fn a_failover_is_followed() {
     let pool = sentinel::Pool::builder(manager).max_size(2).runtime(Runtime::Tokio1).build().unwrap();
     let redis = Redis::from_sentinel_pool(pool).unwrap().time_budget(Duration::from_millis(500));
     let redis = redis.invalidation_urls([servers.master.url(), servers.replica.url()]).unwrap();
-    let mut at_master = redis.subscribe(CHANNEL).await.unwrap();
-    let mut at_replica = redis.subscribe(CHANNEL).await.unwrap();
+    let mut at_master = redis.subscribe(&[CHANNEL]).await.unwrap();
+    let mut at_replica = redis.subscribe(&[CHANNEL]).await.unwrap();
     assert_eq!((listeners(&servers.master), listeners(&servers.replica)), (1, 1));
     eventually("Redis answers", async || redis.publish_everywhere(CHANNEL, b"before").await.is_ok()).await;
     assert_eq!(next(&mut at_master).await.unwrap(), &b"before"[..]);
@@ -324,7 +336,7 @@ async fn a_failover_is_followed() {
     let write = async || redis.query(cmd("SET").arg("k").arg("v")).await.is_ok();
     eventually("the replica is the master", write).await;
     assert_eq!(next(&mut at_replica).await, None, "a sentinel cuts off whoever listens at a new master");
-    let mut again = redis.subscribe(CHANNEL).await.expect("the replica is there");
+    let mut again = redis.subscribe(&[CHANNEL]).await.expect("the replica is there");
     redis.publish_everywhere(CHANNEL, b"after").await.unwrap();
     assert_eq!(next(&mut again).await.unwrap(), &b"after"[..]);
 }
