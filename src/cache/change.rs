@@ -91,7 +91,13 @@ impl Change {
     }
 
     /// The response itself, stored for GET where it may be.
-    pub(super) async fn finish<B>(self, response: Response<B>) -> Result<Response<ResponseBody<B>>, Response<B>>
+    ///
+    /// `told`: what several processes share knows of the change.
+    pub(super) async fn finish<B>(
+        self,
+        response: Response<B>,
+        told: bool,
+    ) -> Result<Response<ResponseBody<B>>, Response<B>>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -102,6 +108,9 @@ impl Change {
         match self.plan {
             Some(mut plan) if names_itself && states && response.status().is_success() => {
                 plan.start_over();
+                if told && plan.case.shared.fleet.is_some() {
+                    let _ = plan.look_further().await;
+                }
                 let (_, Ok(response)) = settle(*plan, Ok::<_, std::convert::Infallible>(response)).await;
                 Ok(response)
             }

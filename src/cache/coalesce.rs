@@ -1,6 +1,5 @@
 //! The way of a request that was not answered from the store at once: look, then lead, follow, or go alone.
 
-use std::panic::resume_unwind;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,23 +13,25 @@ use tower_service::Service;
 use super::alone::{alone, pass};
 use super::body::{BoxError, ResponseBody};
 use super::case::{Case, Counted, Verdict};
-use super::fill::{Answer, BODY_PATIENCE, Fill, Place};
+use super::fill::{Fill, Place};
 use super::flight::{Join, Landed, Phase, Seat, Stream, Ticket, Variant};
 use super::layer::Fetching;
+use super::lead::{Spare, lead};
 use super::log::Reader;
-use super::lookup::{Found, Miss, Search, Step};
+use super::lookup::{Found, Miss, Search, Step, Took};
 use super::markers;
 use super::metrics::{Outcome, Refresh};
 use super::plan::{Manner, Plan, present};
 use super::purge::Purged;
 use super::refresh;
 use super::status::{self, Forward, Mark};
+use super::store::StoreFailure;
 use super::update::Held;
 use super::vary::Known;
 use crate::refusal::{Caller, Reason, Refusal};
 
 /// How long a request waits for another's response before it goes alone.
-const MAX_WAIT: Duration = Duration::from_secs(5);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(5);
 /// How often a request may be sent back to look again.
 const MAX_ROUNDS: usize = 8;
 
@@ -56,6 +57,10 @@ pub(super) enum Looked {
     Asked(Search, Step),
     /// Through.
     Found(Found),
+    /// Through, in vain, or nearly.
+    Missed(Miss),
+    /// The store has failed.
+    Failed(StoreFailure, Miss),
 }
 
 /// What a request remembers between its rounds.
@@ -65,6 +70,48 @@ struct Way {
     writable: bool,
     /// Until when it waits for others, from the first for whom it does.
     deadline: Option<Instant>,
+}
+
+/// Waits for what the store has been asked. Most often that is the answer, so this carries no more than that takes.
+#[allow(clippy::manual_async_fn, reason = "an async function keeps its arguments twice")]
+pub(super) fn first<S, B, ResBody>(
+    case: Case,
+    inner: S,
+    request: Request<B>,
+    search: Search,
+    step: Step,
+) -> impl Future<Output = Result<Response<ResponseBody<ResBody>>, S::Error>> + Send + 'static
+where
+    S: Service<Request<B>, Response = Response<ResBody>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Send + 'static,
+    ResBody: Body<Data = Bytes> + Send + 'static,
+    ResBody::Error: Into<BoxError>,
+{
+    async move {
+        // Who leaves meanwhile has cost no fetch.
+        let mut counted = Counted::new(&case.shared);
+        counted.outcome = Outcome::Collapsed;
+        let answer = step.wait().await;
+        counted.leave_to_others();
+        let now = case.now();
+        let looked = match search.take(case.sources(request.headers()), answer, now) {
+            Took::Found(Found::Entry(entry, search)) => match case.decide(request.headers(), entry, &search, now) {
+                Verdict::Answer(response) => return Ok(response),
+                Verdict::Renew(response, miss, why) => {
+                    let (parts, body) = request.into_parts();
+                    refresh::begin(case, inner, parts, body, miss, why);
+                    return Ok(response);
+                }
+                Verdict::Fetch(miss) => Looked::Missed(miss),
+            },
+            Took::Found(found) => Looked::Found(found),
+            Took::Further(search, step) => Looked::Asked(search, step),
+            Took::Failed(failure, miss) => Looked::Failed(failure, miss),
+        };
+        Box::pin(run(case, inner, request, looked)).await
+    }
 }
 
 /// Runs a request to its answer.
@@ -115,7 +162,8 @@ where
             let plan = Plan::new(case, &mut parts, miss, Manner::Shared, way.writable);
             Fetching::note(&plan.case.shared, &mut parts.extensions);
             let request = Request::from_parts(parts, body);
-            return lead(spare, Fill { plan, seat, place, inner, request }, &runtime).await;
+            let deadline = way.deadline.unwrap_or_else(|| Instant::now() + MAX_WAIT);
+            return lead(spare, Fill { plan, seat, place, deadline, inner, request }, &runtime).await;
         }
     };
     alone(case, inner, parts, body, miss, way.writable).await
@@ -194,14 +242,16 @@ async fn find(case: &Case, parts: &mut Parts, way: &mut Way) -> Found {
     let sources = case.sources(&parts.headers);
     let now = || case.now();
     let search = match (std::mem::replace(&mut way.looked, Looked::Not), way.known.take()) {
-        (Looked::Found(found), _) => Err(found),
+        (Looked::Found(found), _) => Err(Ok(found)),
+        (Looked::Missed(miss), _) => Err(Ok(Found::Miss(miss))),
+        (Looked::Failed(failure, miss), _) => Err(Err((failure, miss))),
         (Looked::Asked(search, step), _) => Ok((search, Some(step))),
         (Looked::Not, None) => Ok((Search::new(sources), None)),
-        (Looked::Not, Some(known)) => Search::at_variant(sources, known).map(|search| (search, None)),
+        (Looked::Not, Some(known)) => Search::at_variant(sources, known).map(|search| (search, None)).map_err(Ok),
     };
     let spent = !way.writable || case.shared.store.is_spent(&parts.extensions);
     let found = match search {
-        Err(found) => Ok(found),
+        Err(found) => found,
         Ok((search, Some(step))) => search.later(sources, step, now).await,
         Ok((search, None)) if spent && sources.fleet.is_none() => {
             way.writable = false;
@@ -221,6 +271,8 @@ async fn find(case: &Case, parts: &mut Parts, way: &mut Way) -> Found {
                 Err((failure, _)) => (failure, Found::Entry(entry, search.unanswered())),
             },
         },
+        // It has cost the request its time already: what several processes share is not asked later on either.
+        Ok(Found::Entry(entry, search)) if spent => return Found::Entry(entry, search.unanswered()),
         Ok(found) => return found,
         Err((failure, miss)) => (failure, Found::Miss(miss)),
     };
@@ -344,89 +396,6 @@ fn collapsed<B>(case: &Case, mut response: Response<ResponseBody<B>>, miss: &Mis
     response
 }
 
-fn refuse<B>(case: &Case, caller: Caller, reason: Reason) -> Response<ResponseBody<B>> {
+pub(super) fn refuse<B>(case: &Case, caller: Caller, reason: Reason) -> Response<ResponseBody<B>> {
     case.config.refuse.respond(&Refusal::new(reason, caller)).map(ResponseBody::own)
-}
-
-/// What a leader needs to answer its client without the fetch.
-struct Spare {
-    case: Case,
-    caller: Caller,
-    request: HeaderMap,
-    held: Held,
-    forward: Forward,
-}
-
-impl Spare {
-    fn new(case: &Case, parts: &Parts, miss: &Miss) -> Self {
-        let request = if miss.held.own.is_some() { parts.headers.clone() } else { HeaderMap::new() };
-        let caller = Caller::of_parts(&parts.headers, &parts.extensions);
-        Self { case: case.clone(), caller, request, held: miss.held.clone(), forward: miss.forward }
-    }
-
-    fn rescue<B>(&self) -> Option<Response<ResponseBody<B>>> {
-        self.case.rescue(&self.request, &self.held, self.forward, None)
-    }
-}
-
-/// Runs the fetch for everybody, and returns what this request gets of it.
-async fn lead<S, B, ResBody>(
-    spare: Spare,
-    fill: Fill<S, B>,
-    runtime: &Handle,
-) -> Result<Response<ResponseBody<ResBody>>, S::Error>
-where
-    S: Service<Request<B>, Response = Response<ResBody>> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-    B: Send + 'static,
-    ResBody: Body<Data = Bytes> + Send + 'static,
-    ResBody::Error: Into<BoxError>,
-{
-    let mut counted = Counted::new(&spare.case.shared);
-    let listener = fill.seat.audience().listen();
-    let (mut answer, task) = fill.start(runtime);
-    let patience = spare.case.patience(&spare.held);
-    let in_time = match patience {
-        None => None,
-        Some(patience) => tokio::time::timeout(patience, &mut answer).await.ok(),
-    };
-    if in_time.is_none()
-        && patience.is_some()
-        && let Some(stale) = spare.rescue()
-    {
-        // The fetch goes on, as one in the background does.
-        runtime.spawn(async move {
-            let _ = tokio::time::timeout(BODY_PATIENCE, answer).await;
-            drop(listener);
-        });
-        counted.outcome = Outcome::Stale;
-        return Ok(stale);
-    }
-    let answered = match in_time {
-        Some(answered) => answered,
-        None => answer.await,
-    };
-    let (outcome, answer) = match answered {
-        Ok(answer) => answer,
-        Err(_) => fallen(&spare, task).await,
-    };
-    counted.outcome = outcome;
-    answer
-}
-
-/// The fetch has panicked, or the runtime is shutting down.
-async fn fallen<B, E>(spare: &Spare, task: tokio::task::JoinHandle<()>) -> Answer<B, E> {
-    let ended = task.await;
-    if let Some(stale) = spare.rescue() {
-        return (Outcome::Stale, Ok(stale));
-    }
-    match ended {
-        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
-        _ => {
-            let mut response = refuse(&spare.case, spare.caller.clone(), Reason::FillFailed);
-            status::forwarded(response.headers_mut(), spare.forward, None, Mark::Plain);
-            (Outcome::Failed, Ok(response))
-        }
-    }
 }

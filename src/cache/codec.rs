@@ -8,11 +8,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::early::Cost;
 use super::entry::{Entry, Head, Kind, Record};
+use super::fields::Fields;
 use super::key::Key;
 use super::vary::VarySpec;
 
@@ -25,6 +26,9 @@ const VARY: u8 = 1;
 
 const SHARED: u8 = 1;
 const STRICT: u8 = 2;
+
+/// Of a field: the length of its name, one letter, whether it is sensitive, the length of its value.
+const SHORTEST_FIELD: usize = 2 + 1 + 1 + 4;
 
 impl Record {
     /// The record as bytes, for stores outside of this process, with a checksum and the key.
@@ -127,7 +131,7 @@ fn decode_response(mut input: Bytes) -> Option<Record> {
         strict: flags & STRICT != 0,
         stamp: input.try_get_u64().ok()?,
         tags: take_tags(input)?,
-        headers: take_fields(input)?.into(),
+        headers: take_fields(input)?,
         cost: OnceLock::new(),
     };
     head.cost = took.map_or_else(OnceLock::new, |took| Cost::new(took, head.fresh_until).into());
@@ -143,17 +147,19 @@ fn take_tags(input: &mut Bytes) -> Option<Arc<[Box<str>]>> {
     Some(tags.into())
 }
 
-fn take_fields(input: &mut Bytes) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::new();
-    for _ in 0..input.try_get_u16().ok()? {
+fn take_fields(input: &mut Bytes) -> Option<Fields> {
+    let count = usize::from(input.try_get_u16().ok()?);
+    if count > input.len() / SHORTEST_FIELD {
+        return None;
+    }
+    Fields::read(count, || {
         let name = take_name(input)?;
         let sensitive = input.try_get_u8().ok()? != 0;
         let length = usize::try_from(input.try_get_u32().ok()?).ok()?;
         let mut value = HeaderValue::from_maybe_shared(take(input, length)?).ok()?;
         value.set_sensitive(sensitive);
-        headers.try_append(name, value).ok()?;
-    }
-    Some(headers)
+        Some((name, value))
+    })
 }
 
 fn encode_vary(out: &mut Vec<u8>, spec: &VarySpec) -> Option<()> {
@@ -198,7 +204,10 @@ fn take(input: &mut Bytes, length: usize) -> Option<Bytes> {
 }
 
 fn take_name(input: &mut Bytes) -> Option<HeaderName> {
-    HeaderName::from_bytes(&take_short(input)?).ok()
+    let length = usize::from(input.try_get_u16().ok()?);
+    let name = HeaderName::from_bytes(input.get(..length)?).ok()?;
+    input.advance(length);
+    Some(name)
 }
 
 /// To the nanosecond: a record must come back equal.
@@ -231,6 +240,7 @@ fn take_cost(input: &mut Bytes) -> Option<Option<Duration>> {
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
+    use http::HeaderMap;
     use proptest::prelude::*;
 
     use super::*;

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use http::header::AGE;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::status::CACHE_STATUS;
 
@@ -22,9 +22,7 @@ impl From<HeaderMap> for Fields {
     fn from(headers: HeaderMap) -> Self {
         let mut fields = HeaderMap::try_with_capacity(headers.keys_len() + 2).unwrap_or_default();
         fields.extend(plain(headers));
-        // A map of 24576 names takes no more; its answers go without.
-        let _ = fields.try_insert(AGE, BLANK);
-        let _ = fields.try_append(CACHE_STATUS, BLANK);
+        let fields = with_places(fields);
         // The copy of a map has its fields in vectors of just their length.
         #[allow(clippy::redundant_clone, reason = "see above")]
         Self(fields.clone())
@@ -32,6 +30,18 @@ impl From<HeaderMap> for Fields {
 }
 
 impl Fields {
+    /// The same of fields that come one by one, into a map that has room for just them from the start.
+    pub(super) fn read(count: usize, mut next: impl FnMut() -> Option<(HeaderName, HeaderValue)>) -> Option<Self> {
+        let mut fields = HeaderMap::try_with_capacity(count + 2).ok()?;
+        for _ in 0..count {
+            let (name, value) = next()?;
+            if name != AGE && (name != CACHE_STATUS || !value.is_empty()) {
+                fields.try_append(name, value).ok()?;
+            }
+        }
+        Some(Self(with_places(fields)))
+    }
+
     /// For one answer. Without `member`, `Cache-Status` stays blank until [`append`](super::status::append) writes it.
     ///
     /// One pass over a few names is faster than to look up two.
@@ -53,6 +63,13 @@ impl Fields {
     pub(super) fn plain(&self) -> HeaderMap {
         plain(self.0.clone())
     }
+}
+
+/// A map of 24576 names takes no more; its answers go without.
+fn with_places(mut fields: HeaderMap) -> HeaderMap {
+    let _ = fields.try_insert(AGE, BLANK);
+    let _ = fields.try_append(CACHE_STATUS, BLANK);
+    fields
 }
 
 fn plain(mut headers: HeaderMap) -> HeaderMap {
@@ -95,16 +112,25 @@ mod tests {
             lines(&[("cache-status", "origin; hit")]),
             lines(&[("cache-status", "origin; hit"), ("cache-status", "edge; hit")]),
         ] {
-            let fields = Fields::from(headers.clone());
-            assert_eq!(fields.plain(), headers);
-            assert!(fields.capacity() < 10, "no larger than it must be");
-            let value = HeaderValue::from_static;
-            let answer = fields.answer(value("7"), Some(value("us")));
-            assert_eq!((&answer[AGE], answer.len()), (&value("7"), headers.len() + 2));
-            assert_eq!(answer.get_all(CACHE_STATUS).iter().next_back(), Some(&value("us")));
-            assert_eq!(plain(fields.answer(value("7"), None)), headers);
+            for fields in [Fields::from(headers.clone()), read(&headers)] {
+                assert_eq!(fields.plain(), headers);
+                assert!(fields.capacity() < 10, "no larger than it must be");
+                let value = HeaderValue::from_static;
+                let answer = fields.answer(value("7"), Some(value("us")));
+                assert_eq!((&answer[AGE], answer.len()), (&value("7"), headers.len() + 2));
+                assert_eq!(answer.get_all(CACHE_STATUS).iter().next_back(), Some(&value("us")));
+                assert_eq!(plain(fields.answer(value("7"), None)), headers);
+            }
         }
-        let fields = Fields::from(lines(&[("age", "3"), ("cache-status", ""), ("age", ""), ("x", "")]));
-        assert_eq!(fields.plain(), lines(&[("x", "")]));
+        let headers = lines(&[("age", "3"), ("cache-status", ""), ("age", ""), ("x", "")]);
+        for fields in [Fields::from(headers.clone()), read(&headers)] {
+            assert_eq!(fields.plain(), lines(&[("x", "")]));
+        }
+        assert_eq!(Fields::read(2, || None), None);
+    }
+
+    fn read(headers: &HeaderMap) -> Fields {
+        let mut fields = headers.iter().map(|(name, value)| (name.clone(), value.clone()));
+        Fields::read(headers.len(), || fields.next()).unwrap()
     }
 }

@@ -13,6 +13,7 @@ use http_body::Body;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::audience::Audience;
@@ -151,6 +152,8 @@ pub(super) struct Fill<S, B> {
     pub(super) plan: Plan,
     pub(super) seat: Seat,
     pub(super) place: Place,
+    /// Until when it waits for other processes.
+    pub(super) deadline: Instant,
     pub(super) inner: S,
     pub(super) request: Request<B>,
 }
@@ -181,11 +184,11 @@ impl<S, B> Fill<S, B> {
         ResBody: Body<Data = Bytes> + Send + 'static,
         ResBody::Error: Into<BoxError>,
     {
-        let Self { mut plan, seat, place: _place, inner, request } = self;
+        let Self { mut plan, seat, place: _place, deadline, inner, request } = self;
         let audience = seat.audience().clone();
         let clear = tokio::select! {
             biased;
-            clear = plan.clear_the_way() => clear,
+            clear = plan.clear_the_way(deadline) => clear,
             () = audience.abandoned_for(HEAD_PATIENCE) => return,
         };
         let seat = match clear {
@@ -199,7 +202,12 @@ impl<S, B> Fill<S, B> {
             }
             Clear::Unshared => {
                 seat.refuse();
-                let _ = client.send(settle(plan, CallWhenReady::new(inner, request).await).await);
+                let called = tokio::select! {
+                    biased;
+                    called = CallWhenReady::new(inner, request) => called,
+                    () = audience.abandoned_for(HEAD_PATIENCE) => return,
+                };
+                let _ = client.send(settle(plan, called).await);
                 return;
             }
         };
@@ -235,7 +243,7 @@ impl<S, B> Fill<S, B> {
                 before(keeping, || drop(client.send((Outcome::Revalidated, Ok(response))))).await;
             }
             Judged::Gone(entry) => {
-                plan.renounce();
+                plan.decline();
                 let response = plan.validated(&entry, HeaderMap::new(), Mark::Plain);
                 let work = async {
                     plan.drop_stored().await;
@@ -244,7 +252,7 @@ impl<S, B> Fill<S, B> {
                 before(work, || drop(client.send((Outcome::Revalidated, Ok(response))))).await;
             }
             Judged::Uncacheable(response) => {
-                plan.renounce();
+                plan.decline();
                 let (status, response) = (response.status(), plan.pass(response));
                 let work = async {
                     plan.supersede(status).await;

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::task::AbortHandle;
 
@@ -48,15 +49,18 @@ pub trait Fleet: fmt::Debug + Send + Sync + 'static {
     /// Tells every process of a purge; this one knows already. Kept, and told again, until it has succeeded.
     fn spread(&self, purge: &Purge, soft: bool) -> Purging;
 
-    /// Asks for the right to fetch `key` for all processes; where another has it, waits for what becomes of that, 5 s at
-    /// most.
-    fn claim(&self, key: &Key, control: Control) -> Later<Claim>;
+    /// Asks for the right to fetch `key` for all processes; where another has it, waits for what becomes of that, for
+    /// `patience` at most.
+    fn claim(&self, key: &Key, control: Control, patience: Duration) -> Later<Claim>;
 
     /// Ends a lease, in the background.
     fn end(&self, key: &Key, token: u128, how: End);
 
     /// The longest body that all processes can share, in bytes.
     fn longest(&self) -> usize;
+
+    /// Whether this process has a memory of its own for responses.
+    fn remembers(&self) -> bool;
 }
 
 /// See [`Fleet::bearings`].
@@ -107,6 +111,7 @@ impl Control {
 
 /// What must still hold for a response to be stored.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
 pub struct Fence {
     pub(super) control: Control,
     /// The lease that the response was fetched under; it ends with the storing.

@@ -105,8 +105,8 @@ where
     B::Error: Into<BoxError>,
 {
     let shared = change.shared().clone();
-    let _ = finish(Box::pin(async move { shared.done(removal).await })).await;
-    Ok(change.finish(response).await.unwrap_or_else(|response| pass(response, forward)))
+    let told = finish(Box::pin(async move { shared.done(removal).await })).await == Some(true);
+    Ok(change.finish(response, told).await.unwrap_or_else(|response| pass(response, forward)))
 }
 
 /// A future that is polled after its end never ends again.

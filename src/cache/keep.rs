@@ -99,7 +99,8 @@ impl Plan {
     /// In a store that compares what was known before the request was forwarded: no lock, and no second look.
     async fn keep_for_all(&self, fleet: &dyn Fleet, landed: &Landed) -> bool {
         let (shared, primary) = (&self.case.shared, &self.case.primary);
-        let lease = if landed.entry.body.len() > fleet.longest() {
+        let too_long = landed.entry.body.len() > fleet.longest();
+        let lease = if too_long {
             self.renounce();
             None
         } else {
@@ -121,14 +122,17 @@ impl Plan {
         let Some((response, spec, oldest)) = shared.flights.in_order(primary, || may().then(begin)) else {
             return false;
         };
-        let mut stored = shared.put(response).await;
-        if let Some(spec) = spec.filter(|_| stored) {
-            stored = shared.put(spec).await;
+        let told = shared.put(response).await;
+        let mut stored = told == Some(true);
+        // Where the response is outdated, so is the spec: this process's memory must lose both.
+        if let Some(spec) = spec.filter(|_| stored || told.is_some() && !too_long) {
+            stored &= shared.put(spec).await == Some(true);
         }
         if let Some(oldest) = oldest.filter(|_| stored) {
             shared.done(shared.store.remove(&oldest)).await;
         }
-        if let Some(lease) = lease.filter(|_| stored) {
+        // Of another key, it has not ended with the storing: that of a variant whose URL's responses vary no more.
+        if let Some(lease) = lease.filter(|lease| stored && (lease.is_for(key) || lease.is_for(primary))) {
             lease.spend();
         }
         stored
@@ -195,11 +199,13 @@ impl Plan {
 }
 
 impl Shared {
-    async fn put(&self, write: impl Future<Output = Result<bool, StoreFailure>>) -> bool {
-        write.await.unwrap_or_else(|_| {
+    /// `None`: the store has failed.
+    async fn put(&self, write: impl Future<Output = Result<bool, StoreFailure>>) -> Option<bool> {
+        let stored = write.await;
+        if stored.is_err() {
             self.metrics.store_errors.increment(1);
-            false
-        })
+        }
+        stored.ok()
     }
 
     /// Waits until the store has written. A failure is counted.

@@ -60,12 +60,22 @@ pub(super) enum Step {
 }
 
 impl Step {
-    async fn wait(self) -> Result<Find, StoreFailure> {
+    pub(super) async fn wait(self) -> Result<Find, StoreFailure> {
         match self {
             Self::Own(reply) => Ok(Find { record: reply.wait().await?, control: Control::default() }),
             Self::Shared(look) => look.await,
         }
     }
+}
+
+/// What an answer of the store has brought.
+#[allow(clippy::large_enum_variant, reason = "taken apart at once")]
+pub(super) enum Took {
+    Found(Found),
+    /// There is another key to look under, and the store has been asked.
+    Further(Search, Step),
+    /// The store has failed: there is nothing but a plain miss.
+    Failed(StoreFailure, Miss),
 }
 
 /// A lookup under way: one store operation, or two where the responses vary.
@@ -137,26 +147,35 @@ impl Search {
         now: impl Fn() -> SystemTime,
     ) -> Result<Found, (StoreFailure, Miss)> {
         loop {
-            match step.wait().await {
-                Ok(Find { record, control }) => {
-                    self.control = sources.fleet.is_some().then(|| Box::new(control));
-                    match self.feed(sources, record, now()) {
-                        Ok(found) => return Ok(found),
-                        Err(further) => self = further,
-                    }
-                }
-                Err(failure) => {
-                    // Asked in vain: it is not asked again.
-                    self.control = sources.fleet.is_some().then(Box::default);
-                    return Err((failure, self.miss(sources, Forward::UriMiss)));
-                }
+            match self.take(sources, step.wait().await, now()) {
+                Took::Found(found) => return Ok(found),
+                Took::Failed(failure, miss) => return Err((failure, miss)),
+                Took::Further(search, next) => (self, step) = (search, next),
             }
-            let key = self.key(sources);
-            step = match sources.fleet {
-                None => Step::Own(sources.store.get(key)),
-                Some(fleet) => Step::Shared(fleet.look(key)),
-            };
         }
+    }
+
+    /// Goes on with an answer of the store.
+    pub(super) fn take(mut self, sources: Sources<'_>, answer: Result<Find, StoreFailure>, now: SystemTime) -> Took {
+        let Find { record, control } = match answer {
+            Ok(find) => find,
+            Err(failure) => {
+                // Asked in vain: it is not asked again.
+                self.control = sources.fleet.is_some().then(Box::default);
+                return Took::Failed(failure, self.miss(sources, Forward::UriMiss));
+            }
+        };
+        self.control = sources.fleet.is_some().then(|| Box::new(control));
+        let further = match self.feed(sources, record, now) {
+            Ok(found) => return Took::Found(found),
+            Err(further) => further,
+        };
+        let key = further.key(sources);
+        let step = match sources.fleet {
+            None => Step::Own(sources.store.get(key)),
+            Some(fleet) => Step::Shared(fleet.look(key)),
+        };
+        Took::Further(further, step)
     }
 
     /// # Errors
@@ -194,11 +213,6 @@ impl Search {
     pub(super) fn unanswered(mut self) -> Self {
         self.control = Some(Box::default());
         self
-    }
-
-    /// What it takes to store under the key, once the store that several processes share was asked.
-    pub(super) fn control(&self) -> Option<Box<Control>> {
-        self.control.clone()
     }
 
     /// Where the URL's responses vary: by what, and the key.

@@ -232,6 +232,7 @@ mod intake;
 mod keep;
 mod key;
 mod layer;
+mod lead;
 mod log;
 mod lookup;
 mod markers;

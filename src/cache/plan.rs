@@ -212,9 +212,13 @@ impl Plan {
     fn variant(&self, terms: &Terms) -> Result<Option<Variant>, ()> {
         let Some(names) = &terms.vary else { return Ok(None) };
         let until = terms.keep_until.max(self.case.now() + SPEC_LIFETIME);
-        let known = self.spec.as_ref().filter(|spec| spec.names == *names).cloned();
         let told = self.control.as_ref().filter(|control| control.known);
         let generation = told.map(|control| control.generation());
+        // Of an older generation, it would lead to what other processes still hold of that.
+        let is_current = |spec: &&Arc<VarySpec>| {
+            told.is_none_or(|told| told.generations.is_none() || told.generation() == spec.generation)
+        };
+        let known = self.spec.as_ref().filter(is_current).filter(|spec| spec.names == *names).cloned();
         let spec = known.unwrap_or_else(|| Arc::new(VarySpec::new(names.clone(), generation, until)));
         let key = spec.key(&self.case.config.intake, &self.case.primary, &self.request).ok_or(())?;
         Ok(Some((spec, key)))
@@ -235,7 +239,7 @@ impl Plan {
         let origin = Provenance { received: self.case.now(), stamp: self.stamp, tags };
         let head = Arc::new(Head::new(parts.status, &parts.headers, terms, &origin));
         // Without a length it is not known yet whether the body fits.
-        let mark = self.mark(known.is_some() && self.writable);
+        let mark = self.mark(known.is_some() && self.is_kept());
         let writer = Writer::new(reservation, known.unwrap_or_else(|| self.cap()));
         let (log, since, voided) = (writer.log().clone(), Instant::now(), self.voided);
         let stream = Arc::new(Stream { head, variant, log, length: terms.length, since, voided });
@@ -322,6 +326,19 @@ impl Plan {
     /// The response is not for other processes: none of them waits for it in vain.
     pub(super) fn renounce(&self) {
         self.lease().into_iter().for_each(Lease::renounce);
+    }
+
+    /// The response is not for sharing. That of a request with credentials tells nothing about those without: one of
+    /// them tries.
+    pub(super) fn decline(&self) {
+        let tells_nothing = self.case.asked.credentials;
+        self.lease().into_iter().for_each(|lease| if tells_nothing { drop(lease) } else { lease.renounce() });
+    }
+
+    /// Whether there is a store for what comes, as far as that is known before.
+    fn is_kept(&self) -> bool {
+        let for_others = || self.control.as_ref().is_some_and(|control| control.known);
+        self.writable && self.case.shared.fleet.as_ref().is_none_or(|fleet| fleet.remembers() || for_others())
     }
 }
 

@@ -11,6 +11,7 @@ use tower_service::Service;
 
 use super::body::BoxError;
 use super::case::Case;
+use super::coalesce::MAX_WAIT;
 use super::fill::{BODY_PATIENCE, Fill, Place};
 use super::flight::Join;
 use super::layer::Fetching;
@@ -48,7 +49,8 @@ where
     // Nobody else may want it.
     let listener = seat.audience().listen();
     let request = Request::from_parts(parts, body);
-    let (answer, _) = Fill { plan, seat, place, inner, request }.start(&runtime);
+    let deadline = Instant::now() + MAX_WAIT;
+    let (answer, _) = Fill { plan, seat, place, deadline, inner, request }.start(&runtime);
     runtime.spawn(async move {
         let _ = tokio::time::timeout(BODY_PATIENCE, answer).await;
         // A body still on its way lifts the mark when it is stored.

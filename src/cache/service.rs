@@ -78,6 +78,7 @@ where
             }
         };
         let spent = self.shared.store.is_spent(request.extensions());
+        let mut asked_store = None;
         let looked = if spent && self.shared.fleet.is_none() {
             Looked::Not
         } else {
@@ -96,11 +97,18 @@ where
                 }
                 Ok(found) => Looked::Found(found),
                 Err(_) if spent => Looked::Not,
-                Err((search, step)) => Looked::Asked(search, step),
+                Err(asked) => {
+                    asked_store = Some(asked);
+                    Looked::Not
+                }
             }
         };
         let case = Case { shared: self.shared.clone(), config: self.config.clone(), primary, asked };
-        ResponseFuture::detour(Box::pin(coalesce::run(case, ready::take(&mut self.inner), request, looked)))
+        let inner = ready::take(&mut self.inner);
+        ResponseFuture::detour(match asked_store {
+            Some((search, step)) => Box::pin(coalesce::first(case, inner, request, search, step)),
+            None => Box::pin(coalesce::run(case, inner, request, looked)),
+        })
     }
 }
 

@@ -17,8 +17,8 @@ pub use super::key::Key;
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 
 /// A place for responses: [`MemoryStore`](super::MemoryStore), with the feature `redis`
-#[cfg_attr(feature = "redis", doc = "[`RedisStore`](super::RedisStore),")]
-#[cfg_attr(not(feature = "redis"), doc = "`RedisStore`,")]
+#[cfg_attr(feature = "redis", doc = "[`RedisStore`](super::RedisStore) and [`TieredStore`](super::TieredStore),")]
+#[cfg_attr(not(feature = "redis"), doc = "`RedisStore` and `TieredStore`,")]
 /// or your own, over bytes ([`Record::encode`], [`Record::decode`]) or over the records as they are.
 ///
 /// # Contract

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use http::Response;
+use tokio::time::Instant;
 
 use super::body::ResponseBody;
 use super::entry::Entry;
-use super::fleet::Claim;
+use super::fleet::{Claim, Fleet};
 use super::flight::Landed;
 use super::lookup::{Found, Search};
 use super::plan::Plan;
@@ -28,8 +29,14 @@ pub(super) enum Clear {
 
 impl Plan {
     /// Asks for the right to fetch, and waits for another process that has it.
-    pub(super) async fn clear_the_way(&mut self) -> Clear {
+    pub(super) async fn clear_the_way(&mut self, deadline: Instant) -> Clear {
         let Some(fleet) = self.case.shared.fleet.clone() else { return Clear::ForAll };
+        let clear = self.claim(&*fleet, deadline).await;
+        self.start_over();
+        clear
+    }
+
+    async fn claim(&mut self, fleet: &dyn Fleet, deadline: Instant) -> Clear {
         for _ in 0..MAX_ROUNDS {
             if self.control.is_none() {
                 // What was found in this process's memory has told nothing of the others.
@@ -41,7 +48,8 @@ impl Plan {
             }
             let Some(control) = self.control.as_deref().filter(|control| control.marked) else { return Clear::ForAll };
             let (voided, epoch) = self.bearings();
-            match fleet.claim(&self.key, *control).await {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            match fleet.claim(&self.key, *control, patience).await {
                 Claim::Granted(lease) => {
                     self.hold(lease);
                     if self.bearings() != (voided, epoch) {
@@ -51,7 +59,6 @@ impl Plan {
                             return Clear::Found(landed);
                         }
                     }
-                    self.start_over();
                     return Clear::ForAll;
                 }
                 Claim::LookAgain => self.control = None,
@@ -67,8 +74,9 @@ impl Plan {
         (shared.flights.voided(&self.case.primary), shared.purges.epoch())
     }
 
-    /// Looks for what other processes have stored under the key. `Some`: it can be the answer.
-    async fn look_further(&mut self) -> Result<Option<Arc<Landed>>, StoreFailure> {
+    /// Looks for what other processes have stored for the request. `Some`: it can be the answer. Else what it takes to
+    /// fetch and to store is known; the key may be another, since another process has found by what the responses vary.
+    pub(super) async fn look_further(&mut self) -> Result<Option<Arc<Landed>>, StoreFailure> {
         let (case, voided) = (&self.case, self.case.shared.flights.voided(&self.case.primary));
         let sources = case.sources(&self.request);
         let search = Search::new(sources);
@@ -80,18 +88,18 @@ impl Plan {
                 return Err(failure);
             }
         };
-        let (control, landed) = match found {
+        let (miss, landed) = match found {
             Found::NoKey => return Ok(None),
-            Found::Miss(miss) => ((miss.key == self.key).then_some(miss.control).flatten(), None),
+            Found::Miss(miss) => (miss, None),
             Found::Entry(entry, search) => {
                 // One that is renewed before its time may be there still.
                 let is_newer = |own: &Arc<Entry>| entry.head.fresh_until > own.head.fresh_until;
                 let fit = case.is_fit(&entry) && self.held.own.as_ref().is_none_or(is_newer);
                 let landed = fit.then(|| Landed { entry, variant: search.variant(), voided });
-                ((*search.key(sources) == self.key).then(|| search.control()).flatten(), landed)
+                (search.miss(sources, self.forward), landed)
             }
         };
-        self.control = control;
+        (self.key, self.control, self.spec) = (miss.key, miss.control, miss.known.map(|known| known.spec));
         Ok(landed.map(Arc::new))
     }
 
@@ -109,5 +117,7 @@ impl Plan {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

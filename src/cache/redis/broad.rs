@@ -11,7 +11,7 @@ use super::hub::Hub;
 use super::token::{Maker, token};
 use super::wire::{Reader, put_purge};
 use crate::cache::key::Key;
-use crate::cache::purge::{Purge, Purged, What};
+use crate::cache::purge::{Purge, Purged, Url, What};
 use crate::redis::{Script, StoreError};
 
 /// The newest are kept, in Redis and here. A response from before the oldest is void.
@@ -52,12 +52,7 @@ impl Entry {
     /// As [`Purges::verdict`](crate::cache::purges::Purges::verdict) of the same purge.
     fn verdict(&self, key: &Key) -> Purged {
         let named = match &self.purge.0 {
-            What::Prefix(prefix) => {
-                let url = key.url();
-                url.scheme == prefix.origin.scheme().as_bytes()
-                    && url.host == prefix.origin.host().as_bytes()
-                    && url.asked().starts_with(prefix.target.as_bytes())
-            }
+            What::Prefix(prefix) => is_under(key, prefix),
             _ => true,
         };
         match (named, self.soft) {
@@ -66,6 +61,14 @@ impl Entry {
             (true, false) => Purged::Hard,
         }
     }
+}
+
+/// Whether the key's URL begins with that one.
+pub(super) fn is_under(key: &Key, prefix: &Url) -> bool {
+    let url = key.url();
+    url.scheme == prefix.origin.scheme().as_bytes()
+        && url.host == prefix.origin.host().as_bytes()
+        && url.asked().starts_with(prefix.target.as_bytes())
 }
 
 /// This process's copy of the list, in order; right as long as the channel is alive.

@@ -3,12 +3,14 @@
 //! 1. One task per store, on the runtime of the request that needed it first; another takes over where that has ended, or
 //!    stands still for 10 s. It holds the store weakly, and ends with it.
 //! 2. It subscribes, forgets what was mirrored, reads the list of broad purges, and waits until a heartbeat has come back.
-//!    Only then is the channel *alive*. What was read from Redis before the subscription stood is not trusted any more.
+//!    Only then is the channel *alive*. What was read from Redis before is not trusted any more.
 //! 3. A heartbeat is published through every master each 500 ms, and has to come back, from each, by the next (a little
-//!    later where this process itself was late). Else the channel is lost, and the task begins anew.
+//!    later where this process itself was late). Else the channel is lost, and the task begins anew. It goes to a
+//!    channel that only this store hears, on the same connection: so it comes the same way as what others tell, in the
+//!    same order, and all of them together cost as much as there are, not the square of it.
 //! 4. What counts as the moment of loss is when the last heartbeat that came back was sent, however late it is noticed.
 //!    A process that was stopped, or whose event loop stood still, finds out by the task's next turn, or before that at
-//!    one of eight uses of its memory: on each thread, up to seven may still use what was trusted before.
+//!    one of seven uses of its memory: on each thread, up to six may still use what was trusted before.
 //!    Fetches under way at a loss are not joined or stored any more, nor those under way when the channel is back.
 //! 5. A purge waits in a queue until Redis has taken it, subscribed or not. At a loss, and again after it, what was
 //!    purged in the last 10 s is sent again: a failover forgets what it confirmed last.
@@ -33,13 +35,15 @@ use super::hub::Hub;
 use super::metrics::ChannelMetrics;
 use super::pending::Pending;
 use super::wire::is_findable;
+use crate::cache::key::Key;
 use crate::cache::purge::{Purge, What};
 use crate::cache::store::{Store, StoreFailure};
 use crate::cache::stripes::Stripes;
 use crate::redis::Kind;
 
-/// One of so many uses of memory reads the clock: a look at it each time would cost a twentieth of a hit.
-const USES: u8 = 8;
+/// One of so many uses of memory reads the clock: a look at it each time would cost a twentieth of a hit. A prime, so that
+/// stores of one process that are used in turns all come to it.
+const USES: u8 = 7;
 
 /// Nobody has tried to listen yet; somebody has, in vain or not.
 const UNTRIED: u8 = 0;
@@ -95,6 +99,9 @@ impl Channel {
 
     /// Waits until it has been alive once, `patience` at most, but not if it was tried in vain already.
     pub(super) async fn begun(&self, patience: Duration) {
+        if self.first.load(Ordering::Acquire) != UNTRIED {
+            return;
+        }
         let mut changed = std::pin::pin!(self.begun.notified());
         changed.as_mut().enable();
         if self.first.load(Ordering::Acquire) == UNTRIED && tokio::time::timeout(patience, changed).await.is_err() {
@@ -114,7 +121,7 @@ impl Channel {
     }
 
     fn notice(&self) {
-        if self.trust.notice(Moment::now()) {
+        if self.trust.notice(Moment::steady()) {
             self.voided.bump_all();
         }
     }
@@ -122,20 +129,15 @@ impl Channel {
     /// Whether what this process's memory got with this stamp may be used without asking Redis; `bound`: for how long
     /// while the channel is lost.
     pub(super) fn trusts(&self, stamp: u64, bound: Duration) -> bool {
-        thread_local! {
-            static USE: Cell<u8> = const { Cell::new(0) };
-        }
-        let number = USE.get();
-        USE.set(number.wrapping_add(1) % USES);
-        if number == 0 {
+        if is_due() {
             self.notice();
         }
         self.trust.trusts(stamp, bound, Moment::now)
     }
 
     /// What a response found in Redis is to be stamped with, at most, when it is asked for now: see [`Pending::floor`].
-    pub(super) fn floor(&self) -> u64 {
-        self.pending.floor()
+    pub(super) fn floor(&self, key: &Key) -> u64 {
+        self.pending.floor(key)
     }
 
     /// See [`Fleet::spread`](crate::cache::fleet::Fleet::spread). The future resolves at the first attempt's end.
@@ -217,6 +219,16 @@ impl Drop for Channel {
     }
 }
 
+/// Whether this use is one of those.
+fn is_due() -> bool {
+    thread_local! {
+        static USE: Cell<u8> = const { Cell::new(0) };
+    }
+    let number = USE.get();
+    USE.set((number + 1) % USES);
+    number == 0
+}
+
 /// Makes a purge count in this process, for all that was looked up or forwarded before. What is mirrored has to know
 /// of it already.
 pub(super) fn apply(hub: &Hub, purge: &Purge, soft: bool, now: SystemTime) {
@@ -242,6 +254,18 @@ fn pause(attempt: u32, jitter: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Several stores of a process may be used in turns.
+    #[test]
+    fn each_of_a_few_stores_reads_the_clock_in_time() {
+        for stores in 1..usize::from(USES) {
+            let mut due = vec![false; stores];
+            for number in 0..stores * usize::from(USES) {
+                due[number % stores] |= is_due();
+            }
+            assert!(due.iter().all(|due| *due), "{due:?}");
+        }
+    }
 
     #[test]
     fn pauses_double_up_to_a_second() {

@@ -172,8 +172,8 @@ impl Fleet for Arc<Hub> {
         Purging::later(Channel::spread(self, purge.clone(), soft))
     }
 
-    fn claim(&self, key: &Key, control: Control) -> Later<Claim> {
-        Box::pin(Hub::claim(self.clone(), key.clone(), control))
+    fn claim(&self, key: &Key, control: Control, patience: Duration) -> Later<Claim> {
+        Box::pin(Hub::claim(self.clone(), key.clone(), control, patience))
     }
 
     fn end(&self, key: &Key, token: u128, how: End) {
@@ -182,5 +182,9 @@ impl Fleet for Arc<Hub> {
 
     fn longest(&self) -> usize {
         self.max_object_bytes()
+    }
+
+    fn remembers(&self) -> bool {
+        self.tiered
     }
 }

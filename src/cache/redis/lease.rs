@@ -24,8 +24,6 @@ use crate::redis::StoreError;
 /// A lease that nobody renews ends after this.
 const LIFETIME: Duration = Duration::from_secs(2);
 const RENEWAL: Duration = Duration::from_millis(700);
-/// Who has waited this long goes alone.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How often who waits asks, where news come through the channel, and where they do not: at random, up to twice this.
 const POLL: Duration = Duration::from_millis(250);
 const POLL_UNTOLD: Duration = Duration::from_millis(25);
@@ -134,11 +132,11 @@ impl Drop for Claiming<'_> {
 }
 
 impl Hub {
-    pub(super) async fn claim(self: Arc<Self>, key: Key, control: Control) -> Claim {
+    pub(super) async fn claim(self: Arc<Self>, key: Key, control: Control, patience: Duration) -> Claim {
         let Some(generations) = control.generations.filter(|_| control.marked && control.known) else {
             return Claim::Alone;
         };
-        let claim = timeout(PATIENCE, self.claim_until_told(&key, control.seen, &value::pack(generations))).await;
+        let claim = timeout(patience, self.claim_until_told(&key, control.seen, &value::pack(generations))).await;
         let (claim, outcome) = match claim {
             Err(_) => (Claim::Alone, Claimed::Alone),
             Ok(Err(_)) => (Claim::Alone, Claimed::Failed),

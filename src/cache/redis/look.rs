@@ -1,5 +1,6 @@
 //! Lookups: in this process's memory, and in what all processes share.
 
+use std::iter::repeat;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -19,22 +20,29 @@ use crate::cache::purge::Purged;
 use crate::cache::store::{Reply, Store, StoreFailure};
 use crate::redis::StoreError;
 
+const MGET: &str = "MGET";
+
 impl Hub {
     /// What memory holds, if it may be used without asking Redis.
     pub(super) fn recall(&self, key: &Key) -> Option<Record> {
-        let found = match self.memory.get()?.get(key) {
-            Reply::Now(Ok(found)) => found,
-            _ => None,
+        let found = self.memory.get()?.get(key);
+        let (record, outcome) = match found {
+            Reply::Now(Ok(Some(record))) if self.trusts(&record) => (Some(record), Recalled::Hit),
+            Reply::Now(Ok(Some(_))) => (None, Recalled::Void),
+            _ => (None, Recalled::Miss),
         };
-        let trusted = found.as_ref().map(|record| self.trusts(record));
         if self.tiered {
-            self.metrics.recalled(match trusted {
-                Some(true) => Recalled::Hit,
-                Some(false) => Recalled::Void,
-                None => Recalled::Miss,
-            });
+            self.metrics.recalled(outcome);
         }
-        found.filter(|_| trusted == Some(true))
+        record
+    }
+
+    /// The same, for who does not look it up for a request: it counts nowhere.
+    pub(super) fn peek(&self, key: &Key) -> Option<Record> {
+        match self.memory.get()?.get(key) {
+            Reply::Now(Ok(found)) => found.filter(|record| self.trusts(record)),
+            _ => None,
+        }
     }
 
     fn trusts(&self, record: &Record) -> bool {
@@ -66,7 +74,7 @@ impl Hub {
         let quiet = self.writing.quiet(key);
         let (touched, now) = (self.touched.read(key), SystemTime::now());
         // What Redis has not been told yet is not to be found again as if it were new.
-        let stamp = self.purges.stamp(now).min(self.channel.floor());
+        let stamp = self.purges.stamp(now).min(self.channel.floor(key));
         let (stored, generations) = self.fetch(key, now).await?;
         let seen = stored.as_deref().map_or(0, value::seen);
         let generations = generations.as_deref().and_then(value::unpack_marked);
@@ -97,26 +105,28 @@ impl Hub {
     /// What stands under the key, and its URL's generations: in one trip. Where the channel does not keep the list of
     /// broad purges right, that is read meanwhile.
     async fn fetch(&self, key: &Key, now: SystemTime) -> Result<(Option<Bytes>, Option<Bytes>), StoreError> {
-        let names = [self.names.record(key), self.names.generations(key)];
+        let names = self.names.lookup(key);
         let mut found = if self.channel.is_alive() {
             self.mget(&names).await?
         } else {
-            let (found, ()) = tokio::try_join!(self.mget(&names), self.broad.refresh(self, now))?;
-            found
+            // In a box, for every lookup would have to carry it along.
+            let both = Box::pin(async { tokio::try_join!(self.mget(&names), self.broad.refresh(self, now)) });
+            both.await?.0
         };
-        let generations = found.pop().flatten();
-        Ok((found.pop().flatten(), generations))
+        Ok((found.next().flatten(), found.next().flatten()))
     }
 
     /// In the order of the names; none is missing.
-    pub(super) async fn mget(&self, names: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        let mut command = Cmd::new();
-        command.arg("MGET").arg(names);
+    pub(super) async fn mget(
+        &self,
+        names: &[Vec<u8>],
+    ) -> Result<impl Iterator<Item = Option<Bytes>> + use<>, StoreError> {
+        let room = names.iter().map(Vec::len).sum::<usize>();
+        let mut command = Cmd::with_capacity(1 + names.len(), MGET.len() + room);
+        command.arg(MGET).arg(names);
         let answer = self.redis.query(&command).await?;
         let answers = if let Answer::Array(answers) = answer { answers } else { Vec::new() };
-        let mut found: Vec<_> = answers.into_iter().map(bytes).collect();
-        found.resize(names.len(), None);
-        Ok(found)
+        Ok(answers.into_iter().map(bytes).chain(repeat(None)).take(names.len()))
     }
 
     /// What has happened to a response since it was stored.
@@ -126,8 +136,10 @@ impl Hub {
             return Ok(verdict);
         }
         let tags = value::tags_of(&value.record);
-        for (had, has) in value.tags.iter().zip(self.generations_of(tags, &value.tags).await?) {
-            verdict = verdict.max(compare(*had, has));
+        if !tags.is_empty() {
+            for (had, has) in value.tags.iter().zip(Box::pin(self.generations_of(tags, &value.tags)).await?) {
+                verdict = verdict.max(compare(*had, has));
+            }
         }
         Ok(verdict.max(self.broad.verdict(value.broad, key).unwrap_or(Purged::Hard)))
     }

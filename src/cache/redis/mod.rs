@@ -15,11 +15,13 @@
 //!    (one command for all of them). The mirror has a bound.
 //! 4. **A purge** of a URL or of a tag writes a new token, one by prefix or of everything appends to the list; the same script
 //!    publishes it. Of the list, the newest 1024 are kept: a response from before the oldest of them is void.
-//! 5. **A fill** stores by a script that compares the URL's generations with those that its lookup has read. A tag that is
-//!    first met after the request was forwarded counts only if no purge has made its token (it says so), or a minute ago.
+//! 5. **A fill** stores by a script that compares the URL's generations with those that its lookup has read. Where that
+//!    found none, those that another variant's fill has made since are as good. A tag that is first met after the request
+//!    was forwarded counts only if no purge has made its token (it says so), or a minute ago.
 //! 6. **The invalidation channel** is a subscription to `{prefix}cache:inv` on a connection of its own. It carries purges,
 //!    invalidations, what has been overwritten, and how leases end. Every 500 ms a heartbeat goes out through every
-//!    master, and has to come back through the subscription by the next; it also compares the newest broad purge.
+//!    master, and has to come back by the next, through the same connection, though on a channel that only its sender
+//!    hears; it also compares the newest broad purge.
 //! 7. **A memory in front** ([`TieredStore`]) holds what this process has read and written. While the channel is alive,
 //!    what it holds is used at once. Once it is lost, each response is used for
 //!    [5 s](TieredStore::disconnected_ttl) more at most, and what is stored meanwhile for as long. When it is back, what was

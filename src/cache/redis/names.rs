@@ -20,6 +20,13 @@ impl Names {
         self.of(key, &text(xxh3_128(key.as_bytes())), b"")
     }
 
+    /// Of the response, and of its URL's generations.
+    pub(super) fn lookup(&self, key: &Key) -> [Vec<u8>; 2] {
+        let url = key.url();
+        let url = hashed(url.scheme, url.host, url.asked());
+        [self.name(&url, &text(xxh3_128(key.as_bytes())), b""), self.name(&url, b"g", b"")]
+    }
+
     pub(super) fn lease(&self, key: &Key) -> Vec<u8> {
         self.of(key, &text(xxh3_128(key.as_bytes())), b"l")
     }
@@ -47,6 +54,11 @@ impl Names {
         [&*self.root, b"inv"].concat()
     }
 
+    /// What the store that sends as `sender` tells only itself, beside the channel.
+    pub(super) fn echo(&self, sender: u64) -> Vec<u8> {
+        [&*self.root, format!("inv:{sender:016x}").as_bytes()].concat()
+    }
+
     fn of(&self, key: &Key, name: &[u8], suffix: &[u8]) -> Vec<u8> {
         let url = key.url();
         self.under(url.scheme, url.host, url.asked(), name, suffix)
@@ -54,19 +66,27 @@ impl Names {
 
     /// A name of this URL: all of them are on one node of a cluster.
     fn under(&self, scheme: &[u8], host: &[u8], target: &[u8], name: &[u8], suffix: &[u8]) -> Vec<u8> {
-        let url = xxh3_128(&[scheme, b"\0", host, b"\0", target].concat());
-        [&*self.root, b"{", &text(url), b"}", name, suffix].concat()
+        self.name(&hashed(scheme, host, target), name, suffix)
     }
+
+    fn name(&self, url: &[u8], name: &[u8], suffix: &[u8]) -> Vec<u8> {
+        [&*self.root, b"{", url, b"}", name, suffix].concat()
+    }
+}
+
+/// What all names of a URL have in common.
+fn hashed(scheme: &[u8], host: &[u8], target: &[u8]) -> [u8; 22] {
+    text(xxh3_128(&[scheme, b"\0", host, b"\0", target].concat()))
 }
 
 /// 22 characters of the alphabet for URLs (RFC 4648 §5).
 fn text(hash: u128) -> [u8; 22] {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut shift = 128_u32;
+    let mut rest = hash;
     [(); 22].map(|()| {
-        let bits = if shift < 6 { hash << (6 - shift) } else { hash >> (shift - 6) };
-        shift = shift.saturating_sub(6);
-        usize::try_from(bits & 63).ok().and_then(|at| ALPHABET.get(at)).copied().unwrap_or(b'A')
+        let bits = rest >> (128 - 6);
+        rest <<= 6;
+        usize::try_from(bits).ok().and_then(|at| ALPHABET.get(at)).copied().unwrap_or(b'A')
     })
 }
 
@@ -111,10 +131,14 @@ mod tests {
         assert!(!slots.contains(of(&other)[0].split('}').next().unwrap()));
         let distinct: HashSet<_> = all.iter().flatten().collect();
         assert_eq!(distinct.len(), 7, "three records, three leases, one for their generations");
+        for key in [&one, &variant(&one, b"x")] {
+            assert_eq!(names.lookup(key), [names.record(key), names.generations(key)]);
+        }
         assert!(all.iter().flatten().all(|name| name.starts_with("ts:cache:{") && name.len() < 64), "{all:?}");
         assert!(!text_of(names.tag("a b")).contains(' '));
         assert_eq!(text_of(names.broad()), "ts:cache:{gens}broad");
         assert_eq!(text_of(names.channel()), "ts:cache:inv");
+        assert_eq!(text_of(names.echo(0xabc)), "ts:cache:inv:0000000000000abc");
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Purges on their way to Redis, and those that a failover may have lost.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::broad::is_under;
 use super::token::{Maker, token};
-use crate::cache::purge::Purge;
+use crate::cache::key::Key;
+use crate::cache::purge::{Purge, What};
 use crate::redis::{Kind, StoreError};
 
 /// More of them become one purge of everything.
@@ -26,8 +28,8 @@ pub(super) type Told = oneshot::Receiver<Result<(), Kind>>;
 #[derive(Default)]
 pub(super) struct Pending {
     state: Mutex<State>,
-    /// See [`floor`](Self::floor); 0: none.
-    floor: AtomicU64,
+    /// Whether anything waits: then [`floor`](Self::floor) looks at it.
+    any: AtomicBool,
 }
 
 #[derive(Default)]
@@ -46,6 +48,8 @@ struct Item {
     tokens: Vec<u128>,
     /// In vain, since it was put here.
     tried: bool,
+    /// Redis is being told: perhaps it has done it already.
+    under_way: bool,
     told: Vec<oneshot::Sender<Result<(), Kind>>>,
 }
 
@@ -70,13 +74,15 @@ impl Pending {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Below every purge that waits. What is read from Redis meanwhile counts as read then, so that this process's own
-    /// table voids what Redis does not know to be void.
-    pub(super) fn floor(&self) -> u64 {
-        match self.floor.load(Ordering::Acquire) {
-            0 => u64::MAX,
-            floor => floor,
+    /// Below every purge that waits and may name the key. What is read from Redis meanwhile counts as read then, so that
+    /// this process's own table voids what Redis does not know to be void.
+    pub(super) fn floor(&self, key: &Key) -> u64 {
+        if !self.any.load(Ordering::Acquire) {
+            return u64::MAX;
         }
+        let state = self.state();
+        let naming = state.waiting.iter().filter(|item| item.may_name(key));
+        naming.map(|item| item.floor).min().unwrap_or(u64::MAX)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -87,8 +93,7 @@ impl Pending {
     pub(super) fn push(&self, purge: Purge, soft: bool, floor: u64) -> (Told, Option<Everything>) {
         let (tell, told) = oneshot::channel();
         let mut state = self.state();
-        let item = Item { id: 0, purge, soft, floor, tokens: Vec::new(), tried: false, told: vec![tell] };
-        state.push(item);
+        state.push(Item { floor, told: vec![tell], ..Item::new(purge, soft) });
         let merged = state.merge();
         self.note(&state);
         (told, merged)
@@ -136,16 +141,24 @@ impl Pending {
     }
 
     fn note(&self, state: &State) {
-        let floor = state.waiting.iter().map(|item| item.floor).min().unwrap_or(0);
-        self.floor.store(floor, Ordering::Release);
+        self.any.store(!state.waiting.is_empty(), Ordering::Release);
     }
 }
 
 impl State {
+    /// Where one waits that does as much, it waits with that: a new attempt, since those before may have been carried out
+    /// before this was wanted.
     fn push(&mut self, mut item: Item) {
         self.ids += 1;
         item.id = self.ids;
-        self.waiting.push_back(item);
+        match self.waiting.iter_mut().find(|waiting| !waiting.under_way && waiting.covers(&item)) {
+            Some(waiting) => {
+                (waiting.id, waiting.tried) = (item.id, false);
+                waiting.tokens.clear();
+                waiting.told.append(&mut item.told);
+            }
+            None => self.waiting.push_back(item),
+        }
     }
 
     /// Never lost, and never without a bound.
@@ -163,9 +176,10 @@ impl State {
         let Some(at) = self.waiting.iter().position(|item| item.id == id) else { return Vec::new() };
         let Some(mut item) = self.waiting.remove(at) else { return Vec::new() };
         let told = std::mem::take(&mut item.told);
-        item.tried = !taken;
+        (item.tried, item.under_way) = (!taken, false);
         if taken {
             self.forget(now);
+            self.recent.retain(|(_, before)| !item.covers(before));
             self.recent.push_back((now, item));
         } else {
             // Behind the others: what Redis refuses for good must not hold them up.
@@ -187,17 +201,25 @@ impl State {
 }
 
 impl Item {
+    fn new(purge: Purge, soft: bool) -> Self {
+        let (tokens, told) = (Vec::new(), Vec::new());
+        Self { id: 0, purge, soft, floor: u64::MAX, tokens, tried: false, under_way: false, told }
+    }
+
+    /// Whether this does all that the other would.
+    fn covers(&self, other: &Self) -> bool {
+        (!self.soft || other.soft) && (self.purge == other.purge || self.purge == Purge::everything())
+    }
+
+    fn may_name(&self, key: &Key) -> bool {
+        match &self.purge.0 {
+            What::Url(url) | What::Prefix(url) => is_under(key, url),
+            What::Tag(_) | What::Everything => true,
+        }
+    }
+
     fn instead_of(all: impl IntoIterator<Item = Self>) -> Self {
-        let none = Self {
-            id: 0,
-            purge: Purge::everything(),
-            soft: true,
-            floor: u64::MAX,
-            tokens: Vec::new(),
-            tried: false,
-            told: Vec::new(),
-        };
-        all.into_iter().fold(none, |mut one, mut item| {
+        all.into_iter().fold(Self::new(Purge::everything(), true), |mut one, mut item| {
             one.soft &= item.soft;
             one.floor = one.floor.min(item.floor);
             one.told.append(&mut item.told);
@@ -211,6 +233,7 @@ impl Item {
             self.tokens.remove(1);
         }
         self.tokens.push(token);
+        self.under_way = true;
         Attempt { id: self.id, purge: self.purge.clone(), soft: self.soft, token, before }
     }
 }

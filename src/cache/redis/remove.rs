@@ -66,9 +66,14 @@ impl Hub {
             let told = hub.void(&change.key).await;
             let url = url_of(&change.key);
             drop(change);
+            let told = told.map_err(|error| trouble(&error));
             match (told, url) {
-                (Err(_), Some(url)) => Channel::spread(&hub, url, false).await,
-                (told, _) => told.map_err(|error| trouble(&error)),
+                (Err(failure), Some(url)) => {
+                    let telling = Channel::spread(&hub, url, false);
+                    // Who has waited in vain does not wait again: it goes on without.
+                    if failure.timed_out { told } else { telling.await }
+                }
+                _ => told,
             }
         });
         async move { finish(work).await.unwrap_or(Err(StoreFailure::unavailable())) }

@@ -35,7 +35,7 @@ impl Hub {
         }
         let asked = self.tags.ask(unknown.iter().copied());
         let names: Vec<_> = unknown.iter().map(|tag| self.names.tag(tag)).collect();
-        let found: Vec<_> = self.mget(&names).await?.iter().map(|found| value::unpack(found.as_deref()?)).collect();
+        let found: Vec<_> = self.mget(&names).await?.map(|found| value::unpack(found.as_deref()?)).collect();
         if alive {
             self.tags.learn(&asked, unknown.into_iter().zip(found.iter().copied()), None);
         }

@@ -72,7 +72,7 @@ impl TieredStore {
 
 impl Store for TieredStore {
     fn get(&self, key: &Key) -> Reply<Result<Option<Record>, StoreFailure>> {
-        match self.hub.recall(key) {
+        match self.hub.peek(key) {
             Some(record) => Reply::Now(Ok(Some(record))),
             None => self.hub.get(key),
         }

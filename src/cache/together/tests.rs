@@ -1,295 +1,17 @@
-//! Two caches over a model of the store that they share: what a server does in one step, it does here under one lock.
+//! Several caches over the model.
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
-use tokio::sync::{Semaphore, broadcast};
-use tower::{Layer, Service, ServiceExt};
+use http_body_util::Full;
+use tokio::sync::Semaphore;
+use tower::{Layer, ServiceExt};
 
-use crate::cache::entry::Record;
-use crate::cache::fleet::{Bearings, Claim, Control, End, Fence, Find, Fleet, Lease, Purging};
-use crate::cache::key::Key;
-use crate::cache::store::{Reply, Store, StoreFailure};
-use crate::cache::{Cache, CacheLayer, Purge, ResponseBody};
-
-type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-#[derive(Default)]
-struct State {
-    records: HashMap<Vec<u8>, (Record, u128, u64)>,
-    /// Hard generation, and whether its responses have been cacheable.
-    url: Option<(u128, bool)>,
-    leases: HashMap<Vec<u8>, u128>,
-    last: u64,
-}
-
-impl State {
-    fn next(&mut self) -> u64 {
-        self.last += 1;
-        self.last
-    }
-}
-
-/// One URL's worth of a server.
-struct Server {
-    state: Mutex<State>,
-    told: broadcast::Sender<Option<End>>,
-    processes: Mutex<Vec<Bearings>>,
-}
-
-impl Server {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), told: broadcast::Sender::new(64), processes: Mutex::default() })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
-    }
-}
-
-/// One process's view of it, without a memory of its own.
-struct Process {
-    server: Arc<Server>,
-    bearings: Bearings,
-    own: Mutex<Option<Arc<dyn Fleet>>>,
-    /// The next look's answer takes until there is a permit.
-    slow: Mutex<Option<Arc<Semaphore>>>,
-}
-
-impl std::fmt::Debug for Process {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Process")
-    }
-}
-
-impl Fleet for Process {
-    fn bearings(&self) -> Bearings {
-        self.bearings.clone()
-    }
-
-    fn recall(&self, _: &Key) -> Option<Record> {
-        None
-    }
-
-    fn look(&self, key: &Key) -> Later<Result<Find, StoreFailure>> {
-        let (server, key, slow) = (self.server.clone(), key.clone(), self.slow.lock().unwrap().take());
-        Box::pin(async move {
-            let find = {
-                let mut state = server.state();
-                let next = u128::from(state.next());
-                let (hard, marked) = state.url.unwrap_or_default();
-                let stored = state.records.get(key.as_bytes());
-                let control = Control {
-                    generations: state.url.map(|(hard, _)| (hard, 0)),
-                    next,
-                    broad: 0,
-                    seen: stored.map_or(0, |(_, _, id)| *id),
-                    marked,
-                    known: true,
-                };
-                let record = stored.filter(|(_, made, _)| *made == hard).map(|(record, _, _)| record.clone());
-                Find { record, control }
-            };
-            if let Some(slow) = slow {
-                slow.acquire().await.unwrap().forget();
-            }
-            Ok(find)
-        })
-    }
-
-    fn put(&self, key: &Key, record: Record, fence: Fence) -> Later<Result<bool, StoreFailure>> {
-        let (server, key) = (self.server.clone(), key.clone());
-        Box::pin(async move {
-            let mut state = server.state();
-            let expected = fence.control.generations.map_or(fence.control.next, |(hard, _)| hard);
-            let now = state.url.get_or_insert((expected, true)).0;
-            let mine = fence.lease.is_none() || fence.lease == state.leases.get(key.as_bytes()).copied();
-            if now != expected || !mine {
-                return Ok(false);
-            }
-            state.url = Some((now, true));
-            let id = state.next();
-            state.records.insert(key.as_bytes().to_vec(), (record, now, id));
-            if fence.lease.is_some() {
-                state.leases.remove(key.as_bytes());
-            }
-            let _ = server.told.send(None);
-            Ok(true)
-        })
-    }
-
-    fn invalidate(&self, _: &Key) -> Later<Result<(), StoreFailure>> {
-        let server = self.server.clone();
-        Box::pin(async move {
-            let mut state = server.state();
-            let next = state.next();
-            state.url = state.url.map(|(_, marked)| (u128::from(next) << 64, marked));
-            Ok(())
-        })
-    }
-
-    fn spread(&self, purge: &Purge, soft: bool) -> Purging {
-        let mut state = self.server.state();
-        let next = state.next();
-        state.url = state.url.map(|(_, marked)| (u128::from(next) << 64, marked));
-        for process in self.server.processes.lock().unwrap().iter() {
-            process.purges.purge(purge, soft, std::time::SystemTime::now());
-        }
-        Purging::done()
-    }
-
-    fn claim(&self, key: &Key, control: Control) -> Later<Claim> {
-        let (server, key, own) = (self.server.clone(), key.clone(), self.own.lock().unwrap().clone().unwrap());
-        Box::pin(async move {
-            loop {
-                let mut news = server.told.subscribe();
-                {
-                    let mut state = server.state();
-                    if state.records.get(key.as_bytes()).map_or(0, |(_, _, id)| *id) != control.seen {
-                        return Claim::LookAgain;
-                    }
-                    if !state.leases.contains_key(key.as_bytes()) {
-                        let token = u128::from(state.next());
-                        state.leases.insert(key.as_bytes().to_vec(), token);
-                        return Claim::Granted(Lease::new(own, key.clone(), token));
-                    }
-                }
-                match tokio::time::timeout(Duration::from_secs(5), news.recv()).await {
-                    Ok(Ok(Some(End::Unshared))) => return Claim::Unshared,
-                    Ok(_) => {}
-                    Err(_) => return Claim::Alone,
-                }
-            }
-        })
-    }
-
-    fn end(&self, key: &Key, token: u128, how: End) {
-        let mut state = self.server.state();
-        if state.leases.get(key.as_bytes()) == Some(&token) {
-            state.leases.remove(key.as_bytes());
-            if how == End::Unshared {
-                state.url = state.url.map(|(hard, _)| (hard, false));
-            }
-            let _ = self.server.told.send(Some(how));
-        }
-    }
-
-    fn longest(&self) -> usize {
-        1000
-    }
-}
-
-/// As a layer takes it.
-#[derive(Debug)]
-struct Handle(Arc<Process>);
-
-impl Store for Handle {
-    fn get(&self, _: &Key) -> Reply<Result<Option<Record>, StoreFailure>> {
-        Reply::later(async { Ok(None) })
-    }
-
-    fn put(&self, _: &Key, _: Record) -> Reply<Result<(), StoreFailure>> {
-        Reply::Now(Ok(()))
-    }
-
-    fn remove(&self, key: &Key) -> Reply<Result<(), StoreFailure>> {
-        self.0.server.state().records.remove(key.as_bytes());
-        Reply::Now(Ok(()))
-    }
-
-    fn max_object_bytes(&self) -> usize {
-        100_000
-    }
-
-    fn fleet(&self) -> Option<Arc<dyn Fleet>> {
-        Some(self.0.clone())
-    }
-}
-
-/// A handler that counts and waits for a permit; every answer is a script's next line.
-#[derive(Clone)]
-struct Origin {
-    calls: Arc<AtomicUsize>,
-    gate: Arc<Semaphore>,
-    script: fn(usize) -> http::response::Builder,
-}
-
-impl Origin {
-    fn new(script: fn(usize) -> http::response::Builder) -> Self {
-        Self { calls: Arc::default(), gate: Arc::new(Semaphore::new(0)), script }
-    }
-
-    fn calls(&self) -> usize {
-        self.calls.load(Ordering::SeqCst)
-    }
-}
-
-impl Service<Request<Full<Bytes>>> for Origin {
-    type Response = Response<Full<Bytes>>;
-    type Error = std::convert::Infallible;
-    type Future = Later<Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Request<Full<Bytes>>) -> Self::Future {
-        let n = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
-        let (gate, script) = (self.gate.clone(), self.script);
-        Box::pin(async move {
-            gate.acquire().await.unwrap().forget();
-            Ok(script(n).body(Full::from(format!("version {n}"))).unwrap())
-        })
-    }
-}
-
-struct Instance {
-    cache: Cache<Origin>,
-    layer: CacheLayer,
-    process: Arc<Process>,
-}
-
-fn process(server: &Arc<Server>, origin: &Origin) -> Instance {
-    let bearings = Bearings::default();
-    server.processes.lock().unwrap().push(bearings.clone());
-    let process = Arc::new(Process { server: server.clone(), bearings, own: Mutex::default(), slow: Mutex::default() });
-    *process.own.lock().unwrap() = Some(process.clone());
-    let layer = CacheLayer::new(Handle(process.clone()));
-    Instance { cache: layer.layer(origin.clone()), layer, process }
-}
-
-type Sent = tokio::task::JoinHandle<(String, String)>;
-
-impl Instance {
-    fn get(&self) -> Sent {
-        let request = Request::get("/").header("host", "h").body(Full::default()).unwrap();
-        let cache = self.cache.clone();
-        tokio::spawn(async move {
-            let response: Response<ResponseBody<Full<Bytes>>> = cache.oneshot(request).await.unwrap();
-            let status = response.headers()["cache-status"].to_str().unwrap().to_owned();
-            let body = response.into_body().collect().await.unwrap().to_bytes();
-            (status, String::from_utf8(body.to_vec()).unwrap())
-        })
-    }
-}
-
-/// All that can happen without a permit has happened.
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
-}
-
-fn fresh(_: usize) -> http::response::Builder {
-    Response::builder().header("cache-control", "max-age=60")
-}
+use super::model::*;
+use crate::cache::{CachePolicy, Purge};
 
 /// Two processes, and a URL that has been cacheable and is purged.
 async fn purged(script: fn(usize) -> http::response::Builder) -> (Origin, [Instance; 2]) {
@@ -464,4 +186,163 @@ async fn a_url_that_was_never_seen_is_fetched_once_by_each() {
     for sent in sent {
         sent.await.unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_fetched_for_oneself_ends_soon_after_its_client_has_left() {
+    let (origin, two) = purged(|n| if n == 1 { fresh(n) } else { Response::builder() }).await;
+    let (first, other) = (two[0].get(), two[1].get());
+    settle().await;
+    origin.gate.add_permits(1);
+    first.await.unwrap();
+    settle().await;
+    assert_eq!((origin.calls(), origin.running()), (3, 1), "the other fetches for itself");
+    other.abort();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(origin.running(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_one_users_tells_others_nothing() {
+    let public = |n| match n {
+        2 => Response::builder().status(401),
+        n => fresh(n).header("cache-control", "public"),
+    };
+    let (origin, two) = purged(public).await;
+    let user = two[0].send(Request::get("/").header("authorization", "junk"));
+    settle().await;
+    let others = [two[1].get(), two[1].get(), two[1].get()];
+    settle().await;
+    assert_eq!(origin.calls(), 2, "they wait");
+    origin.gate.add_permits(1);
+    user.await.unwrap();
+    settle().await;
+    assert_eq!(origin.calls(), 3, "one of them tries");
+    origin.gate.add_permits(1);
+    for sent in others {
+        assert_eq!(sent.await.unwrap().1, "version 3");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_for_another_here_has_less_patience_for_others() {
+    let failing = |n| if n == 1 { fresh(n) } else { Response::builder().status(500) };
+    let (origin, [one, two]) = purged(failing).await;
+    let first = one.get();
+    settle().await;
+    let (leads, follows) = (two.get(), two.get());
+    settle().await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    origin.gate.add_permits(1);
+    first.await.unwrap();
+    settle().await;
+    assert_eq!(origin.calls(), 3, "the one that leads has the lease");
+    let competes = one.get();
+    settle().await;
+    origin.gate.add_permits(1);
+    leads.await.unwrap();
+    settle().await;
+    assert_eq!(origin.calls(), 4, "one of two has the lease");
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(origin.calls(), 5, "the other has waited five seconds in all");
+    origin.gate.add_permits(9);
+    follows.await.unwrap();
+    competes.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_waited_for_in_vain_is_not_part_of_an_age() {
+    let short = |_| Response::builder().header("cache-control", "max-age=4");
+    let (origin, two) = purged(short).await;
+    let (holds, waits) = (two[0].get(), two[1].get());
+    settle().await;
+    tokio::time::sleep(Duration::from_millis(5_100)).await;
+    assert_eq!(origin.calls(), 3);
+    origin.gate.add_permits(1);
+    // Whose call came first gets the permit.
+    holds.await.unwrap();
+    origin.gate.add_permits(1);
+    waits.await.unwrap();
+    settle().await;
+    let (status, body) = two[1].get().await.unwrap();
+    assert!(status.starts_with("tower-scale; hit") && body == "version 3", "{status} {body}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_has_spent_its_time_is_answered_from_memory_and_asks_no_more() {
+    let (server, origin) = (Server::new(), Origin::new(fresh));
+    let one = process(&server, &origin);
+    *one.process.memory.lock().unwrap() = Some(std::collections::HashMap::default());
+    origin.gate.add_permits(2);
+    one.get().await.unwrap();
+    settle().await;
+    one.process.spent.store(true, Ordering::SeqCst);
+    let looks = || one.process.looks.load(Ordering::SeqCst);
+    let before = looks();
+    assert!(one.get().await.unwrap().0.starts_with("tower-scale; hit"));
+    one.layer.handle().soft_purge(&Purge::everything()).await.unwrap();
+    assert_eq!(one.get().await.unwrap().1, "version 2");
+    assert_eq!(looks(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_each_variant_one_process_fetches_it_for_all() {
+    let varying = |n| fresh(n).header("vary", "accept-language");
+    let (server, origin) = (Server::new(), Origin::new(varying));
+    let three = [0; 3].map(|_| process(&server, &origin));
+    origin.gate.add_permits(1);
+    three[0].get().await.unwrap();
+    settle().await;
+    purge(&three[0]).await;
+    let get =
+        |process: usize, language: &str| three[process].send(Request::get("/").header("accept-language", language));
+    let english = get(0, "en");
+    settle().await;
+    let french = [get(1, "fr"), get(2, "fr"), get(1, "fr")];
+    settle().await;
+    assert_eq!(origin.calls(), 2, "nobody knows of variants yet");
+    origin.gate.add_permits(1);
+    english.await.unwrap();
+    settle().await;
+    assert_eq!(origin.calls(), 3, "one fetches the other variant");
+    origin.gate.add_permits(1);
+    for sent in french {
+        assert_eq!(sent.await.unwrap().1, "version 3");
+    }
+    settle().await;
+    for process in 0..3 {
+        assert!(get(process, "fr").await.unwrap().0.starts_with("tower-scale; hit"), "{process}");
+        assert!(get(process, "en").await.unwrap().0.starts_with("tower-scale; hit"), "{process}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_told_that_it_is_stored_where_nothing_can_be() {
+    let (server, origin) = (Server::new(), Origin::new(fresh));
+    let [bare, remembers] = [0; 2].map(|_| process(&server, &origin));
+    *remembers.process.memory.lock().unwrap() = Some(std::collections::HashMap::default());
+    origin.gate.add_permits(9);
+    for (instance, broken, expected) in
+        [(&bare, true, ""), (&remembers, true, "; stored"), (&bare, false, "; stored"), (&remembers, false, "; stored")]
+    {
+        purge(&bare).await;
+        instance.process.memory.lock().unwrap().iter_mut().for_each(std::collections::HashMap::clear);
+        instance.process.broken.store(broken, Ordering::SeqCst);
+        let (status, _) = instance.get().await.unwrap();
+        assert_eq!(status, format!("tower-scale; fwd=uri-miss{expected}"), "{broken}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_change_has_brought_is_for_all() {
+    let names_itself = |n| fresh(n).header("content-location", "/");
+    let (server, origin) = (Server::new(), Origin::new(names_itself));
+    let [one, other] = [0; 2].map(|_| process(&server, &origin));
+    let permissive = one.layer.clone().policy(CachePolicy::rfc9111()).layer(origin.clone());
+    origin.gate.add_permits(9);
+    let change = Request::post("/").header("host", "h").body(Full::<Bytes>::default()).unwrap();
+    permissive.oneshot(change).await.unwrap();
+    settle().await;
+    let (status, body) = other.get().await.unwrap();
+    assert!(status.starts_with("tower-scale; hit") && body == "version 1", "{status} {body}");
 }

@@ -53,19 +53,17 @@ impl Task {
     /// From the subscription to its loss.
     async fn session(&self) -> Ended {
         let Some(hub) = self.hub() else { return Ended::Over };
-        let (redis, channel) = (hub.redis.clone(), hub.names.channel());
+        let (redis, channel, echo) = (hub.redis.clone(), hub.names.channel(), hub.names.echo(hub.sender));
         drop(hub);
-        let Ok(subscription) = redis.subscribe(&channel).await else { return Ended::Lost };
+        let Ok(subscription) = redis.subscribe(&[&channel, &echo]).await else { return Ended::Lost };
         drop(redis);
         let Some(hub) = self.hub() else { return Ended::Over };
-        // What was read before may have been outdated before anybody listened.
-        let since = hub.purges.stamp(SystemTime::now());
         hub.tags.forget();
         if hub.broad.refresh(&hub, SystemTime::now()).await.is_err() {
             return Ended::Lost;
         }
         drop(hub);
-        let mut session = Session::new(self, subscription, since);
+        let mut session = Session::new(self, subscription);
         loop {
             if let Err(ended) = session.step().await {
                 return ended;
@@ -77,7 +75,6 @@ impl Task {
 struct Session<'a> {
     task: &'a Task,
     subscription: Subscription,
-    since: u64,
     number: u64,
     round: Round,
     beating: Option<Beating>,
@@ -85,11 +82,11 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(task: &'a Task, subscription: Subscription, since: u64) -> Self {
-        let number = RandomState::new().hash_one(since) >> 16;
+    fn new(task: &'a Task, subscription: Subscription) -> Self {
+        let number = RandomState::new().hash_one(0) >> 16;
         let round = Round::new(number, Moment::now(), Instant::now());
         let beating = Some(beat(task.weak(), &round));
-        Self { task, subscription, since, number, round, beating, up: None }
+        Self { task, subscription, number, round, beating, up: None }
     }
 
     async fn step(&mut self) -> Result<(), Ended> {
@@ -139,7 +136,9 @@ impl<'a> Session<'a> {
         if self.up.is_some() {
             return if hub.channel.trust.prove(sent) { Ok(()) } else { Err(Ended::Lost) };
         }
-        hub.channel.trust.rise(self.since, sent);
+        // What was read before may have been purged before anybody listened, or by what Redis has forgotten.
+        Channel::repeat(&hub);
+        hub.channel.trust.rise(hub.purges.stamp(SystemTime::now()), sent);
         self.up = Some(Up::new(&hub));
         Ok(())
     }
@@ -167,7 +166,7 @@ fn beat(hub: Weak<Hub>, round: &Round) -> Beating {
             let hub = hub.upgrade()?;
             let message = Message { sender: hub.sender, news: News::Heartbeat(nonce) }.encode();
             if hub.broad.compare(&hub, SystemTime::now()).await.is_ok()
-                && let Ok(masters) = hub.redis.publish_everywhere(&hub.names.channel(), &message).await
+                && let Ok(masters) = hub.redis.publish_everywhere(&hub.names.echo(hub.sender), &message).await
             {
                 return Some(Sent { nonce, masters, at });
             }
@@ -207,13 +206,17 @@ async fn hear(hub: &Hub, Message { sender, news }: Message) -> Result<(), StoreE
             }
         }
         News::Heartbeat(_) => {}
-        _ if own => {}
         News::Invalidated(key) => {
-            hub.voided.bump(&key);
-            overwritten(hub, &key);
+            if !own {
+                hub.voided.bump(&key);
+                overwritten(hub, &key);
+            }
         }
+        // Who waits may wait for this very process: for a fetch from before a purge, or under another key of the URL.
         News::Overwritten(key) => {
-            overwritten(hub, &key);
+            if !own {
+                overwritten(hub, &key);
+            }
             hub.waiting.tell(&key, Told::Stored);
         }
         News::Unshared(key) => hub.waiting.tell(&key, Told::Unshared),
@@ -237,7 +240,6 @@ struct Up(Weak<Hub>);
 impl Up {
     fn new(hub: &Arc<Hub>) -> Self {
         hub.channel.rise();
-        Channel::repeat(hub);
         #[cfg(feature = "tracing")]
         tracing::info!("the cache's invalidation channel is alive");
         Self(Arc::downgrade(hub))

@@ -17,9 +17,14 @@ pub(super) struct Moment {
 
 impl Moment {
     pub(super) fn now() -> Self {
-        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { wall: micros(wall), steady: micros(START.elapsed()) }
+        Self { wall: micros(wall), ..Self::steady() }
+    }
+
+    /// By the steady clock alone, for [`Trust::notice`], which asks no other: reading a clock is a good part of a hit.
+    pub(super) fn steady() -> Self {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        Self { wall: 0, steady: micros(START.elapsed()) }
     }
 }
 
@@ -28,6 +33,9 @@ fn micros(duration: Duration) -> u64 {
 }
 
 const LOST: u64 = u64::MAX;
+
+/// Stamps may be ahead of the clock by so much, in microseconds: there may be more of them than it counts.
+const AHEAD: u64 = 10_000;
 
 pub(super) struct Trust {
     /// What was stamped later is right. [`LOST`]: the channel is.
@@ -65,17 +73,21 @@ impl Trust {
         // If it was alive and lost again meanwhile, these are later than those are.
         let since = self.since.load(Ordering::Acquire);
         // Where one clock was set, the other tells.
-        let by_steady = wall.saturating_add(now.steady.saturating_sub(steady));
-        stamp > since && now.wall.max(by_steady) < stamp.max(wall).saturating_add(micros(bound))
+        let now = now.wall.max(wall.saturating_add(now.steady.saturating_sub(steady)));
+        // What was stamped by a clock that was ahead may be as old as the last proof.
+        let read = if stamp > now.saturating_add(AHEAD) { wall } else { stamp.max(wall) };
+        stamp > since && now < read.saturating_add(micros(bound))
     }
 
     pub(super) fn is_alive(&self) -> bool {
         self.alive_since.load(Ordering::Acquire) != LOST
     }
 
-    /// Finds out that the channel is lost where nobody has listened for too long. Whether this is when it was lost.
+    /// Finds out that the channel is lost where nobody has listened for too long, by either clock: the steady one stands
+    /// still while the machine is suspended. Whether this is when it was lost.
     pub(super) fn notice(&self, now: Moment) -> bool {
-        let silent = || now.steady.saturating_sub(self.steady.load(Ordering::Acquire)) > micros(SILENCE);
+        let since = |proof: &AtomicU64, now: u64| now.saturating_sub(proof.load(Ordering::Acquire));
+        let silent = || since(&self.steady, now.steady).max(since(&self.wall, now.wall)) > micros(SILENCE);
         if !self.is_alive() || !silent() {
             return false;
         }
@@ -93,7 +105,7 @@ impl Trust {
         alive
     }
 
-    /// It is alive. `since`: a stamp from when the subscription stood.
+    /// It is alive. `since`: a stamp of now.
     pub(super) fn rise(&self, since: u64, sent: Moment) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.since.store(since, Ordering::Release);
@@ -174,6 +186,26 @@ mod tests {
         assert!(trust.notice(at(60)) && !trust.is_alive() && !trust.notice(at(61)), "once");
         assert!(!trusts(&trust, at(11), at(60)), "as of the last proof");
         assert!(!trust.prove(at(60)), "what came back was sent before");
+    }
+
+    /// A machine that was suspended: its steady clock stood still.
+    #[test]
+    fn either_clock_tells_that_nobody_has_looked_for_too_long() {
+        let trust = Trust::new(at(0));
+        trust.rise(at(10).wall, at(10));
+        let now = Moment { wall: at(3600).wall, ..at(10) };
+        assert!(trust.notice(now) && !trusts(&trust, at(11), now));
+        trust.rise(at(10).wall, at(10));
+        assert!(!trust.notice(Moment { wall: at(0).wall, ..at(10) }), "set back, it tells nothing");
+    }
+
+    #[test]
+    fn a_stamp_of_a_clock_that_was_ahead_does_not_lengthen_the_bound() {
+        let trust = Trust::new(at(0));
+        trust.rise(at(10).wall, at(10));
+        trust.fall();
+        let ahead = Moment { wall: at(3600).wall, ..at(11) };
+        assert!(trusts(&trust, ahead, at(14)) && !trusts(&trust, ahead, at(16)));
     }
 
     #[test]

@@ -5,7 +5,12 @@
 local stored = redis.call('GET', KEYS[2])
 local now = stored and #stored == 33 and string.sub(stored, 1, 32)
 if ARGV[1] ~= 'any' and now ~= ARGV[2] and (now or ARGV[1] ~= 'new') then
-  return 0
+  -- Another fill of this URL was first, and no purge has come since: the tokens say so. That is no reason to drop
+  -- another variant.
+  local filled = ARGV[1] == 'new' and string.byte(now, 7) < 128 and string.byte(now, 23) < 128
+  if not filled or redis.call('EXISTS', KEYS[1]) == 1 then
+    return 0
+  end
 end
 now = now or ARGV[2]
 if ARGV[6] ~= '' then

@@ -1,8 +1,10 @@
 use std::time::SystemTime;
 
+use http::{Extensions, HeaderMap};
 use proptest::prelude::*;
 
 use super::*;
+use crate::cache::intake::Intake;
 
 fn tag(tag: &str) -> Purge {
     Purge::tag(tag).unwrap()
@@ -14,6 +16,15 @@ fn all(pending: &Pending) -> Vec<Attempt> {
 
 fn purges(attempts: &[Attempt]) -> Vec<Purge> {
     attempts.iter().map(|attempt| attempt.purge.clone()).collect()
+}
+
+/// Of a key that every tag may name.
+fn floor(pending: &Pending) -> u64 {
+    pending.floor(&key("http://h/"))
+}
+
+fn key(url: &str) -> Key {
+    Key::primary(&Intake::default(), &url.parse().unwrap(), &HeaderMap::new(), &Extensions::new()).unwrap()
 }
 
 /// The errors of a handle cannot be made here, but had.
@@ -73,18 +84,37 @@ async fn what_redis_refuses_holds_up_nothing() {
 #[test]
 fn the_floor_is_below_all_that_waits() {
     let (pending, now) = (Pending::default(), Instant::now());
-    assert_eq!(pending.floor(), u64::MAX);
+    assert_eq!(floor(&pending), u64::MAX);
     for floor in [30, 10, 20] {
         let _ = pending.push(tag(&floor.to_string()), false, floor);
     }
-    assert_eq!(pending.floor(), 10);
+    assert_eq!(floor(&pending), 10);
     let batch = all(&pending);
-    for (taken, floor) in [(1, 20), (2, 30), (0, u64::MAX)] {
+    for (taken, lowest) in [(1, 20), (2, 30), (0, u64::MAX)] {
         pending.settle(batch[taken].id, &Ok(()), now);
-        assert_eq!(pending.floor(), floor);
+        assert_eq!(floor(&pending), lowest);
     }
     assert_eq!(pending.repeat(now), None);
-    assert_eq!(pending.floor(), 10, "Redis may have lost it: it is not known to be void there");
+    assert_eq!(floor(&pending), 10, "Redis may have lost it: it is not known to be void there");
+}
+
+#[test]
+fn the_floor_of_a_key_is_below_what_may_name_it() {
+    let pending = Pending::default();
+    let _ = pending.push(Purge::url("http://h/a").unwrap(), false, 1);
+    let _ = pending.push(Purge::prefix("http://h/b").unwrap(), true, 2);
+    for (url, floor) in [
+        ("http://h/a", 1),
+        ("http://h/b", 2),
+        ("http://h/bc", 2),
+        ("http://h/", u64::MAX),
+        ("http://i/a", u64::MAX),
+        ("https://h/a", u64::MAX),
+    ] {
+        assert_eq!(pending.floor(&key(url)), floor, "{url}");
+    }
+    let _ = pending.push(Purge::everything(), true, 3);
+    assert_eq!((pending.floor(&key("http://h/a")), pending.floor(&key("http://i/a"))), (1, 3));
 }
 
 #[test]
@@ -100,7 +130,7 @@ fn too_many_become_one_of_everything() {
         let under_way = all(&pending);
         let (last, merged) = pending.push(tag("one more"), true, 1 << 40);
         told.push(last);
-        assert_eq!((merged, pending.len(), pending.floor()), (Some(Everything { soft: !hard }), 1, 5));
+        assert_eq!((merged, pending.len(), floor(&pending)), (Some(Everything { soft: !hard }), 1, 5));
         for attempt in under_way {
             pending.settle(attempt.id, &Ok(()), Instant::now());
         }
@@ -109,6 +139,56 @@ fn too_many_become_one_of_everything() {
         assert_eq!((&everything.purge, everything.soft), (&Purge::everything(), !hard));
         pending.settle(everything.id, &Ok(()), Instant::now());
         assert!(told.iter_mut().all(|told| told.try_recv().unwrap().is_ok()));
+    }
+}
+
+/// A POST to one URL, again and again while Redis is away, is not a reason to purge everything.
+#[tokio::test]
+async fn what_waits_already_waits_once() {
+    let (pending, now, failure) = (Pending::default(), Instant::now(), Err(failure().await));
+    let _ = pending.push(tag("other"), true, 5);
+    let mut told = Vec::new();
+    for number in 0..2 * MOST as u64 {
+        let (one, merged) = pending.push(tag("same"), false, 10 + number);
+        assert_eq!(merged, None);
+        told.push(one);
+    }
+    assert_eq!((pending.len(), floor(&pending)), (2, 5));
+    let first = all(&pending);
+    assert_eq!(purges(&first), [tag("other"), tag("same")]);
+    // What Redis is being told may be carried out before what is pushed now.
+    let (mut later, _) = pending.push(tag("same"), false, 1 << 40);
+    assert_eq!(pending.len(), 3);
+    pending.settle(first[0].id, &Ok(()), now);
+    pending.settle(first[1].id, &Ok(()), now);
+    assert!(told.iter_mut().all(|told| told.try_recv().unwrap().is_ok()) && later.try_recv().is_err());
+    assert_eq!((pending.len(), floor(&pending)), (1, 1 << 40));
+    // An attempt that failed may have been carried out: a later purge does not count as done by it.
+    let failed = all(&pending).pop().unwrap();
+    pending.settle(failed.id, &failure, now);
+    assert!(later.try_recv().unwrap().is_err() && pending.any_tried());
+    let (mut last, _) = pending.push(tag("same"), false, 1 << 41);
+    assert_eq!((pending.len(), floor(&pending), pending.any_tried()), (1, 1 << 40, false));
+    let again = all(&pending).pop().unwrap();
+    assert!(again.before.is_empty() && again.token != failed.token);
+    pending.settle(again.id, &Ok(()), now);
+    assert!(last.try_recv().unwrap().is_ok() && pending.len() == 0);
+}
+
+#[test]
+fn what_is_covered_by_what_waits_waits_with_it() {
+    for (waiting, soft, purge, gentle, covered) in [
+        (tag("a"), false, tag("a"), true, true),
+        (tag("a"), true, tag("a"), false, false),
+        (tag("a"), true, tag("a"), true, true),
+        (tag("a"), false, tag("b"), false, false),
+        (Purge::everything(), false, tag("a"), false, true),
+        (Purge::everything(), true, tag("a"), true, true),
+        (Purge::everything(), true, tag("a"), false, false),
+    ] {
+        let pending = Pending::default();
+        let _ = (pending.push(waiting.clone(), soft, 1), pending.push(purge.clone(), gentle, 2));
+        assert_eq!(pending.len() == 1, covered, "{waiting:?} {soft} {purge:?} {gentle}");
     }
 }
 
@@ -130,13 +210,23 @@ fn what_was_taken_lately_is_repeated() {
 #[test]
 fn very_many_lately_are_repeated_as_one_of_everything() {
     let (pending, now) = (Pending::default(), Instant::now());
-    for _ in 0..=MOST / 100 {
-        (0..100).for_each(|number| drop(pending.push(tag(&number.to_string()), true, 1)));
+    for round in 0..=MOST / 100 {
+        (0..100).for_each(|number| drop(pending.push(tag(&format!("{round} {number}")), true, 1)));
         all(&pending).iter().for_each(|attempt| pending.settle(attempt.id, &Ok(()), now));
     }
     pending.repeat(now);
     let again = all(&pending);
     assert!(again.len() <= MOST && again.iter().any(|attempt| attempt.purge == Purge::everything() && attempt.soft));
+}
+
+#[test]
+fn of_the_same_purge_lately_one_is_repeated() {
+    let (pending, now) = (Pending::default(), Instant::now());
+    for _ in 0..2 * MOST {
+        let _ = pending.push(tag("same"), true, 1);
+        all(&pending).iter().for_each(|attempt| pending.settle(attempt.id, &Ok(()), now));
+    }
+    assert_eq!((pending.repeat(now), purges(&all(&pending))), (None, vec![tag("same")]));
 }
 
 #[derive(Clone, Debug)]
@@ -182,7 +272,7 @@ proptest! {
                 Step::Repeat => prop_assert_eq!(pending.repeat(now), None),
                 Step::Wait(seconds) => now += Duration::from_secs(seconds),
             }
-            prop_assert!(missing.iter().all(|(_, stamp)| pending.floor() <= *stamp));
+            prop_assert!(missing.iter().all(|(_, stamp)| floor(&pending) <= *stamp));
             let waiting = purges(&all(&pending));
             prop_assert!(missing.iter().all(|(purge, _)| waiting.contains(purge)));
         }
