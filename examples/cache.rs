@@ -34,7 +34,7 @@
 //! curl -i http://127.0.0.1:3000/articles
 //!
 //! # Purges by hand: url, prefix, tag, everything. Soft: from now on stale, so that it still stands in for an error.
-//! # With Redis too, a purge is known to the process that was asked.
+//! # With Redis, a purge by any process counts in all of them.
 //! curl -i http://127.0.0.1:3000/admin/purge/url -d http://127.0.0.1:3000/about
 //! curl -i http://127.0.0.1:3000/admin/purge/prefix -d http://127.0.0.1:3000/art
 //! curl -i http://127.0.0.1:3000/admin/soft-purge/tag -d article-1

@@ -385,6 +385,7 @@ fn auto_traits() {
     layer_type::<cache::StoreFailure>();
     layer_type::<cache::Usage>();
     send::<cache::Reply<()>>();
+    send::<cache::Purging>();
     error_type::<cache::PurgeError>();
     layer_type::<client_ip::Header>();
     layer_type::<client_ip::TrustedProxies>();

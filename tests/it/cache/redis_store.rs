@@ -153,6 +153,77 @@ async fn a_frozen_or_absent_redis_costs_little_and_loses_nothing() {
     eventually("used again", async || send(&cache, get("/thawed")).await.is_hit()).await;
 }
 
+/// A fetch from before a purge keeps its lease until it ends; whoever fetches anew waits for that, and not for a poll.
+#[tokio::test]
+async fn a_process_hears_how_its_own_leases_end() {
+    const ROUNDS: usize = 8;
+    let server = RedisServer::start();
+    let gate = Arc::new(Semaphore::new(0));
+    let waiting = gate.clone();
+    let origin = Origin::new(move |n, _| {
+        let gate = waiting.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            Ok(fresh().body(text(&n.to_string())).unwrap())
+        }
+    });
+    let one = Process::new(shared(&patient(&server)), &origin).listening(&server, 1).await;
+    gate.add_permits(1);
+    one.hit("/").await;
+    let mut waited = Duration::ZERO;
+    for round in 0..ROUNDS {
+        let purge = async || one.handle.purge(&Purge::url("http://shop.example/").unwrap()).await.unwrap();
+        purge().await;
+        let before = origin.calls();
+        let outdated = spawn(&one.cache, get("/"));
+        eventually("it is fetched", async || origin.calls() == before + 1).await;
+        purge().await;
+        let claims = server.calls("evalsha");
+        let anew = spawn(&one.cache, get("/"));
+        eventually("it waits", async || server.calls("evalsha") >= claims + 2).await;
+        assert_eq!(origin.calls(), before + 1, "{round}");
+        let begun = Instant::now();
+        gate.add_permits(1);
+        eventually("it is fetched anew", async || origin.calls() == before + 2).await;
+        waited += begun.elapsed();
+        gate.add_permits(1);
+        assert!(outdated.await.unwrap().is_ok() && anew.await.unwrap().is_ok());
+        one.hit("/").await;
+    }
+    assert!(waited < Duration::from_millis(800), "{waited:?}");
+}
+
+#[tokio::test]
+async fn a_change_waits_for_one_time_budget() {
+    let server = RedisServer::start();
+    let origin = Origin::answering(|_, _| fresh());
+    let redis = Redis::connect(&server.url()).unwrap().time_budget(Duration::from_secs(1));
+    let one = Process::new(tiered(&redis), &origin).listening(&server, 1).await;
+    one.hit("/").await;
+    server.freeze();
+    let begun = Instant::now();
+    assert_eq!(send(&one.cache, request(Method::POST, "/", &[])).await.status, 200);
+    let took = begun.elapsed();
+    server.thaw();
+    assert!(took < Duration::from_millis(1_700), "{took:?}");
+}
+
+/// Lookups for requests, and none that storing needs.
+#[tokio::test]
+async fn a_lookup_in_memory_counts_once() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let server = RedisServer::start();
+    let origin = Origin::answering(|_, _| fresh());
+    let one = Process::new(tiered(&patient(&server)), &origin).listening(&server, 1).await;
+    one.get("/").await;
+    one.hit("/").await;
+    let shown = recorder.handle().render();
+    for line in ["{outcome=\"miss\"} 1\n", "{outcome=\"hit\"} 1\n"] {
+        assert!(shown.contains(&format!("cache_memory_lookups_total{line}")), "{shown}");
+    }
+}
+
 // === what it does in Redis ===
 
 /// One of several processes: a layer, with a store of its own.
@@ -362,7 +433,9 @@ async fn a_response_whose_url_was_purged_meanwhile_is_not_stored() {
         let two = Process::new(tiered(&patient(&server)), &origin);
         let late = spawn(&two.cache, get("/"));
         eventually("forwarded", async || origin.calls() == before + 1).await;
-        server.command(&["SET", &name, &format!("{}\u{1}", "x".repeat(32))]);
+        // 32 bytes, with the bit in it that tells a purge's tokens.
+        let purged = "é".repeat(16);
+        server.command(&["SET", &name, &format!("{purged}\u{1}")]);
         gate.add_permits(100);
         let outdated = (before + 1).to_string();
         assert_eq!(late.await.unwrap().unwrap().text(), outdated);
@@ -371,7 +444,7 @@ async fn a_response_whose_url_was_purged_meanwhile_is_not_stored() {
         eventually("also in Redis", async || {
             let count = "return #redis.call('KEYS', '*}??????????????????????')";
             server.command(&["EVAL", count, "0"]) == ":1\r\n"
-                && eval(&server, RECORD, "string.sub(redis.call('GET', k), 1, 32)") == "x".repeat(32)
+                && eval(&server, RECORD, "string.sub(redis.call('GET', k), 1, 32)") == purged
         })
         .await;
     }
@@ -585,4 +658,152 @@ async fn memory_is_used_for_a_while_once_redis_is_gone() {
     eventually("not for ever", async || !one.get("/").await.is_hit()).await;
     assert!(begun.elapsed() < 3 * bound, "{:?}", begun.elapsed());
     assert!(one.get("/").await.is_hit(), "what is fetched meanwhile is used for as long");
+}
+
+/// Redis and others know of the invalidation; the process that stores has not heard of it yet.
+#[test]
+fn variants_of_before_an_invalidation_stay_out_of_reach_however_late_it_is_heard() {
+    let server = RedisServer::start();
+    let origin = Origin::answering(|_, _| fresh().header("vary", "accept"));
+    let main = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let listening = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let variant = |accept: &'static str| request(Method::GET, "/", &[("accept", accept)]);
+    let (redis, two) = (patient(&server), Process::new(tiered(&patient(&server)), &origin));
+    // The connections for commands live here, and only the one that listens there.
+    main.block_on(async {
+        Process::new(shared(&redis), &origin).hit("/warm").await;
+        two.hit("/warm").await;
+    });
+    let one = Process::new(tiered(&redis), &origin);
+    let one = listening.block_on(async {
+        let one = one.listening(&server, 2).await;
+        for accept in ["a", "c"] {
+            eventually("in memory", async || {
+                let before = server.calls("mget");
+                send(&one.cache, variant(accept)).await.is_hit() && server.calls("mget") == before
+            })
+            .await;
+        }
+        one.hit("/marker").await;
+        one
+    });
+    let old = main.block_on(async {
+        let mut old = Vec::new();
+        for accept in ["a", "c"] {
+            let answer = send(&one.cache, variant(accept)).await;
+            assert!(answer.is_hit());
+            old.push(answer.text().to_owned());
+        }
+        send(&two.cache, request(Method::POST, "/", &[])).await;
+        send(&one.cache, variant("b")).await;
+        eventually("stored", async || {
+            let count = "return #redis.call('KEYS', '*}??????????????????????')";
+            // What each of three URLs varies by, and their variants: three of this one.
+            server.command(&["EVAL", count, "0"]) == ":8\r\n"
+        })
+        .await;
+        two.handle.purge(&Purge::url("http://shop.example/marker").unwrap()).await.unwrap();
+        old
+    });
+    listening.block_on(async {
+        let before = origin.calls();
+        eventually("heard", async || one.get("/marker").await.text().parse::<usize>().unwrap() > before).await;
+        // The first to ask reads again what the URL varies by.
+        for accept in ["a", "b", "c"] {
+            let answer = send(&one.cache, variant(accept)).await;
+            assert!(!old.contains(&answer.text().to_owned()), "{accept}: {answer:?}");
+        }
+    });
+}
+
+/// One process has the lease for a variant, and its response varies no more.
+#[tokio::test]
+async fn nobody_waits_for_a_variant_that_is_none_any_more() {
+    let server = RedisServer::start();
+    let gate = Arc::new(Semaphore::new(1000));
+    let (plain, waiting) = (Arc::new(AtomicBool::new(false)), gate.clone());
+    let is_plain = plain.clone();
+    let origin = Origin::new(move |n, _| {
+        let (gate, plain) = (waiting.clone(), is_plain.load(Ordering::SeqCst));
+        async move {
+            gate.acquire().await.unwrap().forget();
+            let head = if plain { fresh() } else { fresh().header("vary", "accept") };
+            Ok(head.body(text(&n.to_string())).unwrap())
+        }
+    });
+    let one = Process::new(tiered(&patient(&server)), &origin).listening(&server, 1).await;
+    let two = Process::new(tiered(&patient(&server)), &origin).listening(&server, 2).await;
+    one.hit("/").await;
+    two.hit("/").await;
+    let purge = Purge::url("http://shop.example/").unwrap();
+    eventually("purged", async || one.handle.purge(&purge).await.is_ok()).await;
+    gate.forget_permits(1000);
+    plain.store(true, Ordering::SeqCst);
+    let calls = origin.calls();
+    let first = spawn(&one.cache, get("/"));
+    eventually("forwarded", async || origin.calls() == calls + 1).await;
+    let claims = server.calls("evalsha");
+    let second = spawn(&two.cache, get("/"));
+    eventually("the other waits", async || server.calls("evalsha") >= claims + 2).await;
+    let begun = Instant::now();
+    gate.add_permits(1000);
+    assert_eq!(first.await.unwrap().unwrap().status, 200);
+    assert_eq!(second.await.unwrap().unwrap().status, 200);
+    assert!(begun.elapsed() < Duration::from_millis(1200), "not until the lease expires: {:?}", begun.elapsed());
+}
+
+/// What is one client's says nothing of what everybody else gets.
+#[tokio::test]
+async fn a_private_response_to_credentials_scatters_no_other_process() {
+    let server = RedisServer::start();
+    let gate = Arc::new(Semaphore::new(1000));
+    let waiting = gate.clone();
+    let origin = Origin::new(move |n, request| {
+        let (gate, private) = (waiting.clone(), n > 3 && request.headers().contains_key("authorization"));
+        async move {
+            gate.acquire().await.unwrap().forget();
+            let control = if private { "private" } else { "public, max-age=60" };
+            Ok(Response::builder().header("cache-control", control).body(text(&n.to_string())).unwrap())
+        }
+    });
+    let one = Process::new(tiered(&patient(&server)), &origin).listening(&server, 1).await;
+    let two = Process::new(tiered(&patient(&server)), &origin).listening(&server, 2).await;
+    one.hit("/").await;
+    two.hit("/").await;
+    let purge = Purge::url("http://shop.example/").unwrap();
+    eventually("purged", async || one.handle.purge(&purge).await.is_ok()).await;
+    gate.forget_permits(1000);
+    while origin.calls() < 3 {
+        gate.add_permits(1);
+        one.get(&format!("/{}", origin.calls())).await;
+    }
+    let calls = origin.calls();
+    let private = spawn(&one.cache, request(Method::GET, "/", &[("authorization", "alice")]));
+    eventually("forwarded", async || origin.calls() == calls + 1).await;
+    let claims = server.calls("evalsha");
+    let others: Vec<_> = (0..5).map(|_| spawn(&two.cache, get("/"))).collect();
+    eventually("the others wait", async || server.calls("evalsha") >= claims + 2).await;
+    gate.add_permits(1000);
+    assert_eq!(private.await.unwrap().unwrap().status, 200);
+    for other in join_all(others).await {
+        assert_eq!(other.unwrap().unwrap().text(), (calls + 2).to_string());
+    }
+    assert_eq!(origin.calls(), calls + 2, "one for all without credentials");
+}
+
+#[tokio::test]
+async fn variants_that_are_first_fetched_at_the_same_time_are_both_stored() {
+    let server = RedisServer::start();
+    let origin = Origin::answering(|_, _| fresh().header("vary", "accept"));
+    let one = Process::new(shared(&patient(&server)), &origin).listening(&server, 1).await;
+    for n in 0..20 {
+        let variants = ["a", "b"].map(|accept| move || request(Method::GET, &format!("/{n}"), &[("accept", accept)]));
+        let clients = variants.map(|variant| spawn(&one.cache, variant()));
+        let answers = join_all(clients).await;
+        for (variant, first) in variants.iter().zip(answers) {
+            let first = first.unwrap().unwrap();
+            eventually("stored", async || send(&one.cache, variant()).await.is_hit()).await;
+            assert_eq!(send(&one.cache, variant()).await.text(), first.text(), "/{n}");
+        }
+    }
 }
