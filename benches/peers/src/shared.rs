@@ -25,7 +25,7 @@ use tower_http_cache::backend::CacheBackend;
 use tower_http_cache::backend::memory::InMemoryBackend;
 use tower_http_cache::backend::multi_tier::MultiTierBackend;
 use tower_http_cache::backend::redis::RedisBackend;
-use tower_scale::cache::{CacheLayer, MemoryStore, RedisStore};
+use tower_scale::cache::{CacheLayer, MemoryStore, RedisStore, TieredStore};
 use tower_scale::redis::Redis;
 
 use crate::measure::{Plan, Subject, middle};
@@ -103,16 +103,17 @@ fn in_redis(server: &Rc<RedisServer>, clients: u32) -> Vec<Subject<Load>> {
 }
 
 fn ours(url: &str) -> CacheLayer {
-    CacheLayer::new(RedisStore::new(redis_handle(url, "bench-redis:")))
+    CacheLayer::new(redis_store(url, "bench-redis:"))
 }
 
 fn ours_tiered(url: &str) -> CacheLayer {
-    CacheLayer::new(RedisStore::new(redis_handle(url, "bench-tiered:")))
+    CacheLayer::new(TieredStore::new(MemoryStore::new(64 << 20), redis_store(url, "bench-tiered:")))
 }
 
-fn redis_handle(url: &str, prefix: &str) -> Redis {
+fn redis_store(url: &str, prefix: &str) -> RedisStore {
     // A round that the machine interrupts should end as a slow one, not as a miss.
-    Redis::connect(url).expect("a valid URL").key_prefix(prefix).time_budget(Duration::from_secs(2))
+    let redis = Redis::connect(url).expect("a valid URL").key_prefix(prefix).time_budget(Duration::from_secs(2));
+    RedisStore::new(redis).expect("a handle that can subscribe")
 }
 
 fn peer<B: CacheBackend>(backend: B) -> tower_http_cache::layer::CacheLayer<B> {
