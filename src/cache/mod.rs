@@ -90,7 +90,7 @@
 //!   process that purges knows at once. One that cannot tell Redis tells it later, as long as it runs.
 //! - **Nothing purged comes back**: what is stored carries random tokens of all it depends on, and holds only while each of
 //!   them is still the same. One that was evicted, flushed or lost in a failover is a miss.
-//! - **A process that hears nothing** of the others any more notices within a second. From then on each response in its
+//! - **A process that hears nothing** of the others any more notices within two heartbeats of 500 ms. From then on each response in its
 //!   memory is used for 5 s more at most (`disconnected_ttl`).
 //! - **One fetch for all processes**, of what has been cacheable before: the others wait for it, 5 s at most, or serve what
 //!   is stale where they may. Of what was never seen, one for each process. Without Redis too.

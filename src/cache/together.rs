@@ -6,7 +6,7 @@ use http::Response;
 use tokio::time::Instant;
 
 use super::body::ResponseBody;
-use super::entry::Entry;
+use super::entry::{Entry, Head};
 use super::fleet::{Claim, Fleet};
 use super::flight::Landed;
 use super::lookup::{Found, Search};
@@ -93,7 +93,8 @@ impl Plan {
             Found::Miss(miss) => (miss, None),
             Found::Entry(entry, search) => {
                 // One that is renewed before its time may be there still.
-                let is_newer = |own: &Arc<Entry>| entry.head.fresh_until > own.head.fresh_until;
+                let dates = |head: &Head| (head.fresh_until, head.born);
+                let is_newer = |own: &Arc<Entry>| dates(&entry.head) > dates(&own.head);
                 let fit = case.is_fit(&entry) && self.held.own.as_ref().is_none_or(is_newer);
                 let landed = fit.then(|| Landed { entry, variant: search.variant(), voided });
                 (search.miss(sources, self.forward), landed)

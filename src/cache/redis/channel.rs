@@ -13,7 +13,7 @@
 //!    one of seven uses of its memory: on each thread, up to six may still use what was trusted before.
 //!    Fetches under way at a loss are not joined or stored any more, nor those under way when the channel is back.
 //! 5. A purge waits in a queue until Redis has taken it, subscribed or not. At a loss, and again after it, what was
-//!    purged in the last 10 s is sent again: a failover forgets what it confirmed last.
+//!    purged in the last 10 s, or changed by a request, is sent again: a failover forgets what it confirmed last.
 
 mod listen;
 mod round;
@@ -121,7 +121,7 @@ impl Channel {
     }
 
     fn notice(&self) {
-        if self.trust.notice(Moment::steady()) {
+        if self.trust.notice(Moment::now()) {
             self.voided.bump_all();
         }
     }
@@ -184,8 +184,19 @@ impl Channel {
         self.bells.pending.notify_one();
     }
 
-    /// What was purged a short time ago is sent again.
+    /// A request has changed this URL, and Redis has been told with this token.
+    pub(super) fn told(&self, url: Purge, token: u128) {
+        self.pending.changed(url, token, Instant::now());
+    }
+
+    /// What was purged or changed a short time ago is sent again.
     fn repeat(hub: &Hub) {
+        for (url, token) in hub.channel.pending.take_changes(Instant::now()) {
+            let now = SystemTime::now();
+            hub.channel.pending.again(url.clone(), token, hub.purges.stamp(now));
+            // What Redis has forgotten is not to be found until it is told.
+            apply(hub, &url, false, now);
+        }
         if let Some(everything) = hub.channel.pending.repeat(Instant::now()) {
             apply(hub, &Purge::everything(), everything.soft, SystemTime::now());
         }

@@ -9,7 +9,7 @@
 //!    response carries those of its URL and of its tags, and the newest broad purge that was known when its request was
 //!    forwarded. It holds where all hard ones are still the same; another soft one makes it stale. So nothing depends on
 //!    clocks that agree, a counter that starts anew never repeats itself, and **a generation that is not there voids**:
-//!    what was evicted or flushed never brings back what it had outdated.
+//!    what was evicted or flushed never brings back what it had outdated. (A restored snapshot does: it is whole.)
 //! 3. **One `MGET` per hit**: the response and its URL's generations. Those of tags, and the list of broad purges, are
 //!    mirrored in the process while its invalidation channel is alive: a name that is not in the mirror costs one more trip
 //!    (one command for all of them). The mirror has a bound.

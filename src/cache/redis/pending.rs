@@ -1,6 +1,6 @@
 //! Purges on their way to Redis, and those that a failover may have lost.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +17,8 @@ use crate::redis::{Kind, StoreError};
 const MOST: usize = 4096;
 /// A master that dies may take with it what it confirmed this long before.
 const RECENT: Duration = Duration::from_secs(10);
+/// Of more URLs that requests have changed in that time, the first ones are not told again.
+const CHANGES: usize = 1024;
 /// Of a purge that was sent more often, the first token and the last ones: what an older attempt may still do late is to
 /// purge once more.
 const TOKENS: usize = 16;
@@ -36,6 +38,8 @@ pub(super) struct Pending {
 struct State {
     waiting: VecDeque<Item>,
     recent: VecDeque<(Instant, Item)>,
+    /// URLs that requests have changed, and the tokens that said so.
+    changes: VecDeque<(Instant, Purge, u128)>,
     ids: u64,
 }
 
@@ -138,6 +142,29 @@ impl Pending {
         let merged = state.merge();
         self.note(&state);
         merged
+    }
+
+    /// A request has changed this URL, and Redis has been told with this token.
+    pub(super) fn changed(&self, url: Purge, token: u128, now: Instant) {
+        let mut state = self.state();
+        state.changes.push_back((now, url, token));
+        if state.changes.len() > CHANGES {
+            state.changes.pop_front();
+        }
+    }
+
+    /// The URLs that requests have changed a short time ago, each with its last token: to be told [again](Self::again).
+    pub(super) fn take_changes(&self, now: Instant) -> HashMap<Purge, u128> {
+        let changes = std::mem::take(&mut self.state().changes);
+        let recent = changes.into_iter().filter(|(since, ..)| now.saturating_duration_since(*since) <= RECENT);
+        recent.map(|(_, url, token)| (url, token)).collect()
+    }
+
+    /// As [`push`](Self::push), of what was told before.
+    pub(super) fn again(&self, url: Purge, token: u128, floor: u64) {
+        let mut state = self.state();
+        state.push(Item { floor, tokens: vec![token], ..Item::new(url, false) });
+        self.note(&state);
     }
 
     fn note(&self, state: &State) {

@@ -61,6 +61,8 @@ impl Hub {
         if let Some(memory) = self.memory.get() {
             let _ = memory.remove(primary);
         }
+        // Again: whoever has looked in between may build on what is now removed.
+        self.voided.bump(primary);
         let hub = self.clone();
         let work = Box::pin(async move {
             let told = hub.void(&change.key).await;
@@ -71,22 +73,27 @@ impl Hub {
                 (Err(failure), Some(url)) => {
                     let telling = Channel::spread(&hub, url, false);
                     // Who has waited in vain does not wait again: it goes on without.
-                    if failure.timed_out { told } else { telling.await }
+                    if failure.timed_out { Err(failure) } else { telling.await }
                 }
-                _ => told,
+                (Ok(token), Some(url)) => {
+                    hub.channel.told(url, token);
+                    Ok(())
+                }
+                (told, None) => told.map(drop),
             }
         });
         async move { finish(work).await.unwrap_or(Err(StoreFailure::unavailable())) }
     }
 
-    async fn void(&self, primary: &Key) -> Result<(), StoreError> {
+    /// Returns the token that says so.
+    async fn void(&self, primary: &Key) -> Result<u128, StoreError> {
         let now = SystemTime::now();
         let (hard, soft) = (token(Maker::Purge, now), token(Maker::Fill, now));
         let names = [self.names.generations(primary), self.names.record(primary)];
         let message = self.message(News::Invalidated(primary.clone()));
         let words: [&[u8]; 5] =
             [&hard.to_be_bytes(), &soft.to_be_bytes(), &millis(VOID), &self.names.channel(), &message];
-        self.run(&self.scripts.invalidate, &names, &words).await.map(|_| ())
+        self.run(&self.scripts.invalidate, &names, &words).await.map(|_| hard)
     }
 }
 

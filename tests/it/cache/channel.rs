@@ -327,6 +327,22 @@ async fn what_is_read_before_the_channel_is_back_is_not_trusted_afterwards() {
     eventually("purged", async || one.get("/a").await.text() != old).await;
 }
 
+/// What a master has confirmed and not passed on before it died.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_redis_forgets_is_told_again() {
+    let server = RedisServer::start();
+    let (one, other, _) = pair(&server, MINUTE);
+    let each = |pattern: &str, script: &str| {
+        server.command(&["EVAL", &format!("for _, k in ipairs(redis.call('KEYS', '{pattern}')) do {script} end"), "0"])
+    };
+    let old = agree(&one, &other, "/a", &[&server]).await;
+    each("ts:cache:*", "redis.call('COPY', k, 'old:' .. k)");
+    send(&one.cache, request(Method::POST, "/a", &[])).await;
+    each("old:*", "redis.call('COPY', k, string.sub(k, 5), 'REPLACE')");
+    server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    eventually("told again", async || one.get("/a").await.text() != old && other.get("/a").await.text() != old).await;
+}
+
 #[test]
 fn an_event_loop_that_stood_still_trusts_little_of_its_memory() {
     let server = RedisServer::start();

@@ -210,6 +210,7 @@ async fn hear(hub: &Hub, Message { sender, news }: Message) -> Result<(), StoreE
             if !own {
                 hub.voided.bump(&key);
                 overwritten(hub, &key);
+                hub.voided.bump(&key);
             }
         }
         // Who waits may wait for this very process: for a fetch from before a purge, or under another key of the URL.

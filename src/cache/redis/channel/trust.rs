@@ -17,14 +17,9 @@ pub(super) struct Moment {
 
 impl Moment {
     pub(super) fn now() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { wall: micros(wall), ..Self::steady() }
-    }
-
-    /// By the steady clock alone, for [`Trust::notice`], which asks no other: reading a clock is a good part of a hit.
-    pub(super) fn steady() -> Self {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        Self { wall: 0, steady: micros(START.elapsed()) }
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { wall: micros(wall), steady: micros(START.elapsed()) }
     }
 }
 

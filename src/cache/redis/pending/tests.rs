@@ -278,3 +278,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_last_change_of_each_url_is_told_again_for_a_while() {
+    let (pending, now) = (Pending::default(), Instant::now());
+    let url = |n: usize| Purge::url(&format!("http://h/{n}")).unwrap();
+    pending.changed(url(0), 1, now);
+    pending.changed(url(1), 2, now + RECENT / 2);
+    pending.changed(url(1), 3, now + RECENT);
+    assert_eq!(pending.take_changes(now + RECENT + Duration::from_secs(1)), HashMap::from([(url(1), 3)]));
+    assert!(pending.take_changes(now).is_empty());
+    (0..2 * CHANGES).for_each(|n| pending.changed(url(n), 4, now));
+    let last = pending.take_changes(now);
+    assert!(last.len() == CHANGES && last.contains_key(&url(2 * CHANGES - 1)));
+    pending.again(url(7), 9, 5);
+    assert_eq!(all(&pending)[0].before, [9], "where that still stands, nothing was forgotten");
+    assert_eq!(pending.floor(&key("http://h/7")), 5);
+}
