@@ -10,7 +10,7 @@
 //! 3. A gRPC or gRPC-Web request (`Content-Type: application/grpc…`) gets its answer in gRPC's trailers-only form: HTTP
 //!    200 with `grpc-status` and `grpc-message` among the fields.
 //! 4. Every layer takes a hook, `.refusal(|r: &Refusal| -> Response<Bytes>)`, which replaces 1 to 3. A hook that
-//!    leaves out `Cache-Control` gets `no-store` all the same.
+//!    leaves out `Cache-Control` gets `no-store` all the same, and one that leaves out `Retry-After` gets that of 2.
 //! 5. The [`Reason`] is in the response's extensions, for outer layers (logs, metrics, error pages).
 //!
 //! It never tells a client anything about another, and never echoes any part of the request.
@@ -18,6 +18,10 @@
 //! | reason | status | `type` | gRPC status |
 //! |---|---|---|---|
 //! | `quota_exceeded` | 429 | `…http-problem-types#quota-exceeded` | 8 `RESOURCE_EXHAUSTED` |
+//! | `debt_inherited` | 429 | `…http-problem-types#quota-exceeded` | 8 `RESOURCE_EXHAUSTED` |
+//! | `blocked` | 429 | `…http-problem-types#quota-exceeded` | 8 `RESOURCE_EXHAUSTED` |
+//! | `limiter_unavailable` | 503 | `…http-problem-types#temporary-reduced-capacity` | 14 `UNAVAILABLE` |
+//! | `forwarding_invalid` | 400 | `about:blank` | 3 `INVALID_ARGUMENT` |
 //! | `peer_unknown` | 500 | `about:blank` | 13 `INTERNAL` |
 //! | `queue_full` | 503 | `…http-problem-types#temporary-reduced-capacity` | 14 `UNAVAILABLE` |
 //! | `pool_closed` | 503 | `…http-problem-types#temporary-reduced-capacity` | 14 `UNAVAILABLE` |
@@ -61,6 +65,14 @@ use crate::scope::Route;
 pub enum Reason {
     /// The client has spent its quota (429).
     QuotaExceeded,
+    /// The table of debts is full, and the client has inherited the debt of another (429).
+    DebtInherited,
+    /// The application has blocked the client for a while (429).
+    Blocked,
+    /// Redis could not be asked, and the limit must not be decided without it (503).
+    LimiterUnavailable,
+    /// A trusted proxy's forwarding header names no client (400).
+    ForwardingInvalid,
     /// Nothing tells where the request came from: the server was built without connect info (500).
     PeerUnknown,
     /// The offload pool's admission queue is full (503).
@@ -79,6 +91,10 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::QuotaExceeded => "quota_exceeded",
+            Self::DebtInherited => "debt_inherited",
+            Self::Blocked => "blocked",
+            Self::LimiterUnavailable => "limiter_unavailable",
+            Self::ForwardingInvalid => "forwarding_invalid",
             Self::PeerUnknown => "peer_unknown",
             Self::QueueFull => "queue_full",
             Self::PoolClosed => "pool_closed",
@@ -91,9 +107,10 @@ impl Reason {
     #[must_use]
     pub fn status(self) -> StatusCode {
         match self {
-            Self::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
+            Self::QuotaExceeded | Self::DebtInherited | Self::Blocked => StatusCode::TOO_MANY_REQUESTS,
+            Self::ForwardingInvalid => StatusCode::BAD_REQUEST,
             Self::PeerUnknown => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::QueueFull | Self::PoolClosed => StatusCode::SERVICE_UNAVAILABLE,
+            Self::QueueFull | Self::PoolClosed | Self::LimiterUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::FillFailed => StatusCode::BAD_GATEWAY,
             Self::NotStored => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -101,17 +118,23 @@ impl Reason {
 
     fn problem_type(self) -> &'static str {
         match self {
-            Self::QuotaExceeded => "https://iana.org/assignments/http-problem-types#quota-exceeded",
-            Self::QueueFull | Self::PoolClosed => {
+            Self::QuotaExceeded | Self::DebtInherited | Self::Blocked => {
+                "https://iana.org/assignments/http-problem-types#quota-exceeded"
+            }
+            Self::QueueFull | Self::PoolClosed | Self::LimiterUnavailable => {
                 "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
             }
-            Self::PeerUnknown | Self::FillFailed | Self::NotStored => "about:blank",
+            Self::ForwardingInvalid | Self::PeerUnknown | Self::FillFailed | Self::NotStored => "about:blank",
         }
     }
 
     fn detail(self) -> &'static str {
         match self {
             Self::QuotaExceeded => "Too many requests; retry after the given time.",
+            Self::DebtInherited => "Too many clients; retry after the given time.",
+            Self::Blocked => "Blocked for now; retry after the given time.",
+            Self::LimiterUnavailable => "The limit cannot be checked now; retry after the given time.",
+            Self::ForwardingInvalid => "The forwarding header names no client.",
             Self::PeerUnknown => "The server does not know the address of its peer.",
             Self::QueueFull => "The server is busy; retry after the given time.",
             Self::PoolClosed => "The server is shutting down.",
@@ -122,15 +145,16 @@ impl Reason {
 
     fn grpc_status(self) -> &'static str {
         match self {
-            Self::QuotaExceeded => "8",
+            Self::QuotaExceeded | Self::DebtInherited | Self::Blocked => "8",
+            Self::ForwardingInvalid => "3",
             Self::PeerUnknown => "13",
-            Self::QueueFull | Self::PoolClosed | Self::FillFailed | Self::NotStored => "14",
+            Self::QueueFull | Self::PoolClosed | Self::LimiterUnavailable | Self::FillFailed | Self::NotStored => "14",
         }
     }
 
     /// Whether many clients are refused at the same moment, so that their return should be spread.
     fn strikes_a_crowd(self) -> bool {
-        matches!(self, Self::QueueFull | Self::PoolClosed)
+        matches!(self, Self::QueueFull | Self::PoolClosed | Self::LimiterUnavailable)
     }
 }
 
@@ -247,11 +271,7 @@ impl Refusal {
     }
 
     fn default_response(&self) -> Response<Bytes> {
-        let mut response = self.caller.grpc.map_or_else(|| self.problem(), |grpc| self.trailers_only(grpc));
-        if let Some(wait) = self.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs()));
-        }
-        response
+        self.caller.grpc.map_or_else(|| self.problem(), |grpc| self.trailers_only(grpc))
     }
 
     fn problem(&self) -> Response<Bytes> {
@@ -305,6 +325,9 @@ impl Refuse {
     pub(crate) fn respond(&self, refusal: &Refusal) -> Response<Bytes> {
         let mut response = self.0.as_ref().map_or_else(|| refusal.default_response(), |hook| hook(refusal));
         response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+        if let Some(wait) = refusal.retry_after {
+            response.headers_mut().entry(RETRY_AFTER).or_insert_with(|| HeaderValue::from(wait.as_secs()));
+        }
         response.extensions_mut().insert(refusal.reason);
         response
     }
@@ -359,6 +382,30 @@ mod tests {
     }
 
     #[test]
+    fn the_page_says_what_each_reason_is() {
+        let page: Vec<_> = include_str!("refusal.rs").lines().filter(|line| line.starts_with("//! | `")).collect();
+        let reasons = [
+            Reason::QuotaExceeded,
+            Reason::DebtInherited,
+            Reason::Blocked,
+            Reason::LimiterUnavailable,
+            Reason::ForwardingInvalid,
+            Reason::PeerUnknown,
+            Reason::QueueFull,
+            Reason::PoolClosed,
+            Reason::FillFailed,
+            Reason::NotStored,
+        ];
+        assert_eq!(page.len(), reasons.len());
+        for (line, reason) in page.iter().zip(reasons) {
+            let kind = reason.problem_type().replace("https://iana.org/assignments/", "…");
+            let (status, grpc) = (reason.status().as_u16(), reason.grpc_status());
+            let expected = format!("//! | `{reason}` | {status} | `{kind}` | {grpc} `");
+            assert!(line.starts_with(&expected), "{line}");
+        }
+    }
+
+    #[test]
     fn grpc_gets_trailers_only() {
         let refusal = Refusal::new(Reason::QuotaExceeded, caller("content-type", "application/grpc+proto"));
         let response = Refuse::default().respond(&refusal);
@@ -384,6 +431,23 @@ mod tests {
             let kind = expected.map_or("application/problem+json", Grpc::content_type);
             assert_eq!(response.headers()[CONTENT_TYPE], kind, "{value}");
         }
+    }
+
+    #[test]
+    fn a_hook_that_names_no_wait_gets_the_right_one() {
+        for (own, expected) in [(None, "7"), (Some("60"), "60")] {
+            let refuse = Refuse::with(move |_| {
+                let builder =
+                    own.into_iter().fold(Response::builder(), |builder, wait| builder.header(RETRY_AFTER, wait));
+                builder.body(Bytes::new()).unwrap()
+            });
+            let refusal = Refusal::new(Reason::QuotaExceeded, Caller::default());
+            let response = refuse.respond(&refusal.retry_after_at_least(Duration::from_millis(6_500)));
+            assert_eq!(response.headers().get_all(RETRY_AFTER).iter().collect::<Vec<_>>(), [expected]);
+        }
+        let response =
+            Refuse::with(|_| Response::default()).respond(&Refusal::new(Reason::FillFailed, Caller::default()));
+        assert!(!response.headers().contains_key(RETRY_AFTER), "nothing to wait for");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(crate) fn elements_from_the_right(line: &[u8]) -> impl Iterator<Item = Eleme
     std::iter::from_fn(move || {
         let (before, element) = split_last_element(rest?);
         rest = before;
-        Some(str::from_utf8(element).ok().and_then(parse_element).unwrap_or_default())
+        Some(parse_element(element).unwrap_or_default())
     })
 }
 
@@ -53,68 +53,89 @@ fn is_escaped(line: &[u8], at: usize) -> bool {
 }
 
 /// `[ pair ] *( ";" [ pair ] )`, every parameter at most once (section 4). Blanks around `;` are tolerated.
-fn parse_element(text: &str) -> Option<Element<'_>> {
-    let mut element = Element::default();
+///
+/// Of bytes: a proxy may quote what a client sent it, such as its `Host`, and a byte that is no UTF-8 in there must not
+/// hide the client.
+fn parse_element(element: &[u8]) -> Option<Element<'_>> {
+    let mut found = Element::default();
     let mut seen_for = false;
-    let mut rest = trim(text);
+    let mut rest = trim(element);
     while !rest.is_empty() {
-        if let Some(after) = rest.strip_prefix(';') {
+        if let Some(after) = rest.strip_prefix(b";") {
             rest = trim(after);
             continue;
         }
-        let (name, value, after) = parse_pair(rest)?;
-        let fresh = if name.eq_ignore_ascii_case("for") {
-            element.client = address::parse(&value);
+        let ((name, value), after) = parse_pair(rest)?;
+        let fresh = if name.eq_ignore_ascii_case(b"for") {
+            found.client = address::parse(&text(value));
             !std::mem::replace(&mut seen_for, true)
-        } else if name.eq_ignore_ascii_case("proto") {
-            element.proto.replace(value).is_none()
-        } else if name.eq_ignore_ascii_case("host") {
-            element.host.replace(value).is_none()
+        } else if name.eq_ignore_ascii_case(b"proto") {
+            found.proto.replace(text(value)).is_none()
+        } else if name.eq_ignore_ascii_case(b"host") {
+            found.host.replace(text(value)).is_none()
         } else {
             true
         };
         rest = trim(after);
-        if !fresh || !(rest.is_empty() || rest.starts_with(';')) {
+        if !fresh || !(rest.is_empty() || rest.starts_with(b";")) {
             return None;
         }
     }
-    Some(element)
+    Some(found)
 }
 
+type Pair<'a> = (&'a [u8], Cow<'a, [u8]>);
+
 /// `token "=" ( token / quoted-string )` and what follows.
-fn parse_pair(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
-    let (name, value) = text.split_once('=')?;
-    if name.is_empty() || !name.bytes().all(is_token) {
-        return None;
-    }
-    if let Some(quoted) = value.strip_prefix('"') {
+fn parse_pair(text: &[u8]) -> Option<(Pair<'_>, &[u8])> {
+    let (name, value) = split_token(text)?;
+    let value = value.strip_prefix(b"=")?;
+    if let Some(quoted) = value.strip_prefix(b"\"") {
         let (value, rest) = parse_quoted(quoted)?;
-        return Some((name, value, rest));
+        return Some(((name, value), rest));
     }
-    let end = value.bytes().position(|byte| !is_token(byte)).unwrap_or(value.len());
-    let (value, rest) = value.split_at_checked(end)?;
-    (!value.is_empty()).then_some((name, Cow::Borrowed(value), rest))
+    let (value, rest) = split_token(value)?;
+    Some(((name, Cow::Borrowed(value)), rest))
+}
+
+fn split_token(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = text.iter().position(|byte| !is_token(*byte)).unwrap_or(text.len());
+    text.split_at_checked(end).filter(|(token, _)| !token.is_empty())
 }
 
 /// The content of a quoted string whose opening quote has been read, unescaped, and what follows it.
-fn parse_quoted(text: &str) -> Option<(Cow<'_, str>, &str)> {
-    let plain = text.find(['"', '\\'])?;
-    if let Some(rest) = text.get(plain..)?.strip_prefix('"') {
-        return Some((Cow::Borrowed(text.get(..plain)?), rest));
+fn parse_quoted(text: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
+    let plain = text.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+    let (start, rest) = text.split_at_checked(plain)?;
+    if let Some(rest) = rest.strip_prefix(b"\"") {
+        return Some((Cow::Borrowed(start), rest));
     }
-    let mut value = String::new();
-    let mut characters = text.chars();
+    let (mut value, mut rest) = (start.to_vec(), rest);
     loop {
-        match characters.next()? {
-            '"' => return Some((Cow::Owned(value), characters.as_str())),
-            '\\' => value.push(characters.next()?),
-            other => value.push(other),
+        match rest {
+            [b'"', after @ ..] => return Some((Cow::Owned(value), after)),
+            [b'\\', byte, after @ ..] | [byte, after @ ..] => {
+                value.push(*byte);
+                rest = after;
+            }
+            [] => return None,
         }
     }
 }
 
-fn trim(text: &str) -> &str {
-    text.trim_matches([' ', '\t'])
+/// What is no UTF-8 is neither an address, a scheme nor a host: as malformed as nothing.
+fn text(value: Cow<'_, [u8]>) -> Cow<'_, str> {
+    match value {
+        Cow::Borrowed(bytes) => Cow::Borrowed(str::from_utf8(bytes).unwrap_or_default()),
+        Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).unwrap_or_default()),
+    }
+}
+
+fn trim(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = text {
+        text = rest;
+    }
+    text
 }
 
 /// RFC 9110 section 5.6.2.
@@ -177,9 +198,43 @@ mod tests {
             "proto=http;proto=https",
             "for=\"1.2.3.4\\",
             "\"for=1.2.3.4\"",
+            "fo r=1.2.3.4",
+            "for=1.2.3.4;a b=c",
         ] {
             assert_eq!(parse(line), [one("")], "{line}");
         }
+    }
+
+    /// RFC 7239 sections 4, 6 and 7; the nearest hop is the last one.
+    #[test]
+    fn the_examples_of_the_rfc() {
+        for (line, clients) in [
+            ("for=\"_gazonk\"", &[""][..]),
+            ("For=\"[2001:db8:cafe::17]:4711\"", &["2001:db8:cafe::17"]),
+            ("for=192.0.2.60;proto=http;by=203.0.113.43", &["192.0.2.60"]),
+            ("for=192.0.2.43, for=198.51.100.17", &["198.51.100.17", "192.0.2.43"]),
+            ("for=_hidden, for=_SEVKISEK", &["", ""]),
+            ("for=192.0.2.43,for=\"[2001:db8:cafe::17]\",for=unknown", &["", "2001:db8:cafe::17", "192.0.2.43"]),
+            ("for=192.0.2.43, for=\"[2001:db8:cafe::17]\", for=unknown", &["", "2001:db8:cafe::17", "192.0.2.43"]),
+            ("for=192.0.2.43, for=\"[2001:db8:cafe::17]\"", &["2001:db8:cafe::17", "192.0.2.43"]),
+            (
+                "for=192.0.2.43, for=198.51.100.17;by=203.0.113.60;proto=http;host=example.com",
+                &["198.51.100.17", "192.0.2.43"],
+            ),
+        ] {
+            let found: Vec<_> = parse(line).into_iter().map(|(client, ..)| client.unwrap_or_default()).collect();
+            assert_eq!(found, clients, "{line}");
+        }
+        let last = parse("for=192.0.2.43, for=198.51.100.17;by=203.0.113.60;proto=http;host=example.com").remove(0);
+        assert_eq!((last.1.as_deref(), last.2.as_deref()), (Some("http"), Some("example.com")));
+    }
+
+    #[test]
+    fn a_byte_that_is_no_text_hides_no_client() {
+        let element = parse_element(b"for=192.0.2.1;host=\"shop\xfc.example\";x=\"\\\xfc\";proto=https").unwrap();
+        assert_eq!(element.client, Some("192.0.2.1".parse().unwrap()));
+        assert_eq!((element.host.as_deref(), element.proto.as_deref()), (Some(""), Some("https")));
+        assert_eq!(parse_element(b"for=192.0.2.1;x=\xfc"), None, "a token is ASCII");
     }
 
     #[test]
@@ -218,8 +273,18 @@ mod tests {
         }
 
         #[test]
-        fn garbage_never_panics(line in ".{0,200}") {
-            elements_from_the_right(line.as_bytes()).for_each(drop);
+        fn garbage_never_panics(line in prop::collection::vec(any::<u8>(), 0..200)) {
+            elements_from_the_right(&line).for_each(drop);
+        }
+
+        /// Whoever writes an element quotes what it must: `"` and `\`.
+        #[test]
+        fn quoted_strings_come_back_as_they_were(value in ".{0,20}") {
+            let quoted = value.replace('\\', "\\\\").replace('"', "\\\"");
+            let line = format!("host=\"{quoted}\";for=192.0.2.1");
+            let element = parse_element(line.as_bytes()).unwrap();
+            prop_assert_eq!(element.host.as_deref(), Some(value.as_str()));
+            prop_assert_eq!(element.client, Some("192.0.2.1".parse().unwrap()));
         }
     }
 }

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use super::address;
 use super::forwarded::{self, Element};
 use super::origin::{self, Origin};
-use super::trusted::TrustedProxies;
-use super::walk::walk;
+use super::trust::Trust;
+use super::walk::{End, walk};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -30,30 +30,32 @@ pub enum Header {
     Single(HeaderName),
 }
 
+/// What a request that a trusted peer has passed on says of its client.
+pub(crate) struct Found {
+    pub(crate) client: IpAddr,
+    /// Whether the header names it. If not, it is the last trusted hop.
+    pub(crate) named: bool,
+    pub(crate) origin: Option<Origin>,
+}
+
 impl Header {
-    /// The client's address and the origin it asked for, of a request that came over `peer`.
-    pub(crate) fn resolve(
-        &self,
-        peer: IpAddr,
-        trusted: &TrustedProxies,
-        uri: &Uri,
-        headers: &HeaderMap,
-    ) -> (IpAddr, Option<Origin>) {
-        if !trusted.contains(peer) {
-            return (peer.to_canonical(), origin::requested(None, None, uri, headers));
-        }
+    /// Reads what the trusted `peer` says.
+    pub(crate) fn read(&self, peer: IpAddr, trust: &Trust, uri: &Uri, headers: &HeaderMap) -> Found {
         match self {
             Self::XForwardedFor => {
-                let (client, _) = walk(peer, trusted, addresses(headers));
-                (client, x_forwarded_origin(uri, headers))
+                let End { client, named, .. } = walk(peer, trust, addresses(headers));
+                Found { client, named, origin: x_forwarded_origin(uri, headers) }
             }
             Self::Single(name) => {
-                (single(headers, name).unwrap_or(peer.to_canonical()), x_forwarded_origin(uri, headers))
+                let address = single(headers, name);
+                let client = address.unwrap_or(peer.to_canonical());
+                Found { client, named: address.is_some(), origin: x_forwarded_origin(uri, headers) }
             }
             Self::Forwarded => {
-                let (client, element) = walk(peer, trusted, elements(headers));
-                let Element { proto, host, .. } = element.unwrap_or_default();
-                (client, origin::requested(proto.as_deref(), host.as_deref(), uri, headers))
+                let End { client, named, vouched } = walk(peer, trust, elements(headers));
+                let Element { proto, host, .. } = vouched.unwrap_or_default();
+                let origin = origin::requested(proto.as_deref(), host.as_deref(), uri, headers);
+                Found { client, named, origin }
             }
         }
     }

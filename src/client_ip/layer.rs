@@ -1,26 +1,32 @@
 //! The layer and its configuration.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, Uri};
 use tower_layer::Layer;
 
-use super::header::Header;
-use super::origin::Origin;
-use super::peer::{self, ClientIp, PeerAlarm};
+use super::alarm::{PeerAlarm, TrustAlarm};
+use super::header::{Found, Header};
+use super::origin::{self, Origin};
+use super::peer::{self, ClientIp};
 use super::service::ClientIpService;
+use super::trust::Trust;
 use super::trusted::TrustedProxies;
-use crate::refusal::{Refusal, Refuse};
+use super::walk::MAX_HOPS;
+use crate::refusal::{Caller, Reason, Refusal, Refuse};
 
 /// Puts [`ClientIp`] and [`Origin`] into every request's extensions; see the [module page](super).
 #[derive(Clone, Debug, Default)]
 pub struct ClientIpLayer {
-    trusted: TrustedProxies,
+    trust: Trust,
+    trust_unix: bool,
     header: Header,
+    strict: bool,
     pinned: Option<Origin>,
-    pub(crate) refuse: Refuse,
-    pub(crate) alarm: PeerAlarm,
+    refuse: Refuse,
+    peer_alarm: PeerAlarm,
+    trust_alarm: TrustAlarm,
 }
 
 /// Why a setting of this module cannot be used.
@@ -45,10 +51,52 @@ impl ClientIpLayer {
         Self::default()
     }
 
-    /// The networks whose forwarding headers are believed.
+    /// The networks whose forwarding headers are believed. Replaces [`trusted_hops`](Self::trusted_hops).
     #[must_use]
     pub fn trusted_proxies(mut self, proxies: TrustedProxies) -> Self {
-        self.trusted = proxies;
+        self.trust = Trust::Proxies(proxies);
+        self
+    }
+
+    /// Believes that so many proxies stand in front, whatever addresses they have: the client is the `hops`-th entry of
+    /// the header, counted from the right. Replaces [`trusted_proxies`](Self::trusted_proxies), which is safer.
+    ///
+    /// Only for a service that nobody can reach around these proxies, not even around some of them: any peer is believed,
+    /// and who skips a proxy fills its place in the header. Each proxy must append exactly one entry. Where there are
+    /// fewer entries, the client is the farthest hop that is named, or the answer is a 400 ([`strict`](Self::strict)).
+    /// Of [`Header::Single`] the one value counts, whatever the number.
+    ///
+    /// # Panics
+    /// `hops` is 0 or above 32.
+    #[must_use]
+    #[track_caller]
+    pub fn trusted_hops(mut self, hops: u8) -> Self {
+        assert!((1..=MAX_HOPS).contains(&usize::from(hops)), "1 to 32 trusted hops");
+        self.trust = Trust::Hops(hops);
+        self
+    }
+
+    /// Takes a request without a peer's address for one of a trusted proxy on this machine, as which it has the address
+    /// 127.0.0.1 itself: for a service behind a Unix socket, where servers leave no address. Adds to
+    /// [`trusted_proxies`](Self::trusted_proxies) and [`trusted_hops`](Self::trusted_hops), which tell the hops in front
+    /// of that proxy.
+    ///
+    /// On a server that listens on TCP and was built without connect info, anybody could then choose their address:
+    /// there the 500 without this option is right.
+    #[must_use]
+    pub fn trusted_unix_peers(mut self) -> Self {
+        self.trust_unix = true;
+        self
+    }
+
+    /// Answers 400 ([`Reason::ForwardingInvalid`]) to requests of a trusted proxy whose header does not name the client:
+    /// it is missing, occurs twice where it must occur once, has too few entries, or an entry that is no address where
+    /// the client should be (`unknown` is none). Otherwise the last trusted hop is taken for the client.
+    ///
+    /// A proxy's own health checks carry no header as a rule, and are refused too.
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
         self
     }
 
@@ -68,24 +116,48 @@ impl ClientIpLayer {
         self
     }
 
-    /// Replaces the response for requests without a peer. See [`refusal`](crate::refusal).
+    /// Replaces the response for requests without a peer, and for those that [`strict`](Self::strict) refuses. See [`refusal`](crate::refusal).
     #[must_use]
     pub fn refusal(mut self, hook: impl Fn(&Refusal) -> Response<Bytes> + Send + Sync + 'static) -> Self {
         self.refuse = Refuse::with(hook);
         self
     }
 
-    /// Leaves the findings in `request`'s extensions. `None`, and nothing left: there is no peer.
-    pub(crate) fn identify<B>(&self, request: &mut Request<B>) -> Option<()> {
-        let peer: IpAddr = peer::peer(request.extensions_mut())?;
-        let (client, requested) = self.header.resolve(peer, &self.trusted, request.uri(), request.headers());
+    /// Leaves the findings in `request`'s extensions, or nothing, if it is to be refused.
+    pub(crate) fn identify<B>(&self, request: &mut Request<B>) -> Result<(), Reason> {
+        let peer = peer::peer(request.extensions_mut());
+        let Found { client, origin, .. } = self.find(peer, request.uri(), request.headers())?;
         let extensions = request.extensions_mut();
         extensions.insert(ClientIp(client));
-        match self.pinned.clone().or(requested) {
+        match self.pinned.clone().or(origin) {
             Some(origin) => extensions.insert(origin),
             None => extensions.remove::<Origin>(),
         };
-        Some(())
+        Ok(())
+    }
+
+    fn find(&self, peer: Option<IpAddr>, uri: &Uri, headers: &HeaderMap) -> Result<Found, Reason> {
+        let (peer, trusted) = match peer {
+            Some(peer) => (peer, self.trust.believes_peer(peer)),
+            None if self.trust_unix => (Ipv4Addr::LOCALHOST.into(), true),
+            None => return Err(Reason::PeerUnknown),
+        };
+        if !trusted {
+            if self.trust.is_none() && !self.trust_unix {
+                self.trust_alarm.notice(headers);
+            }
+            let origin = origin::requested(None, None, uri, headers);
+            return Ok(Found { client: peer.to_canonical(), named: false, origin });
+        }
+        let found = self.header.read(peer, &self.trust, uri, headers);
+        if self.strict && !found.named { Err(Reason::ForwardingInvalid) } else { Ok(found) }
+    }
+
+    pub(crate) fn refuse(&self, reason: Reason, caller: Caller) -> Response<Bytes> {
+        if reason == Reason::PeerUnknown {
+            self.peer_alarm.raise();
+        }
+        self.refuse.respond(&Refusal::new(reason, caller))
     }
 }
 

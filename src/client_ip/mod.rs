@@ -7,18 +7,22 @@
 //!
 //! 1. The peer is the socket's: [`PeerAddr`], else axum's `ConnectInfo<SocketAddr>` (feature `axum`), else tonic's
 //!    connect info (feature `tonic`), else axum's `MockConnectInfo<SocketAddr>`, which tests use.
-//! 2. A peer outside [`TrustedProxies`] is the client. Every forwarding header that it sends is ignored.
+//! 2. A peer outside [`TrustedProxies`] is the client. Every forwarding header that it sends is ignored. A warning, once
+//!    per layer, says so where such headers arrive and no proxy is trusted at all.
 //! 3. A trusted peer names the client in exactly one configured [`Header`]. All its field lines are one chain, which is
 //!    walked from the right, nearest hop first: trusted addresses are skipped, the first untrusted one is the client.
-//!    A chain that ends, or an entry that is no address (`unknown`, an obfuscated name, garbage, nothing), ends the
-//!    walk at the last trusted hop. At most 32 hops are walked. So whatever a client puts in front changes nothing.
+//!    With [`trusted_hops`](ClientIpLayer::trusted_hops) the client is the entry of that number instead. A chain that
+//!    ends, or an entry that is no address (`unknown`, an obfuscated name, garbage, nothing) where one must be, ends the
+//!    walk at the last trusted hop, or is answered 400 ([`strict`](ClientIpLayer::strict)). At most 32 hops are walked.
+//!    So whatever a client puts in front changes nothing.
 //! 4. Ports, brackets and zones are stripped; IPv4-mapped IPv6 addresses are IPv4 addresses.
 //! 5. The origin is the one that [`ClientIpLayer::origin`] pins; else, from a trusted peer, what its forwarding
 //!    headers state; else the URI's scheme (or `http`) and authority (or the one `Host` field). A malformed forwarded
 //!    value counts as absent. The host is checked (RFC 3986), in lowercase, at most 255 bytes, without the scheme's
 //!    default port. Several `Host` fields, or an invalid one, give no origin: nothing may then be stored under it.
 //! 6. No peer at all is a configuration error, never one shared client: the answer is a 500 problem
-//!    ([`Reason::PeerUnknown`]), and one log line per layer says what to add.
+//!    ([`Reason::PeerUnknown`]), and one log line per layer says what to add. Only with
+//!    [`trusted_unix_peers`](ClientIpLayer::trusted_unix_peers) it is a trusted proxy on this machine.
 //!
 //! It never resolves names, never logs an address, and never changes a header.
 //!
@@ -64,7 +68,8 @@
 //!   `X-Forwarded-Proto` and `X-Forwarded-Host`. nginx passes on a client's own `X-Forwarded-Host` unless told
 //!   otherwise, and a client could then choose the origin under which an answer is cached. A single-site application
 //!   should pin it: `.origin("https://shop.example".parse()?)`.
-//! - List proxies as narrowly as possible: whoever is listed can be anybody.
+//! - List proxies as narrowly as possible: whoever is listed can be anybody. A number of hops is for proxies whose
+//!   addresses are not known, and then the service must not be reachable around them.
 //! - With axum, serve `app.into_make_service_with_connect_info::<SocketAddr>()` and enable the feature `axum`.
 //!
 //! | header read, from a trusted peer only | when |
@@ -80,6 +85,7 @@
 //! [`Reason::PeerUnknown`]: crate::refusal::Reason::PeerUnknown
 
 mod address;
+mod alarm;
 mod body;
 #[cfg(feature = "axum")]
 mod extract;
@@ -90,9 +96,12 @@ mod layer;
 mod origin;
 mod peer;
 mod service;
+mod trust;
 mod trusted;
 mod walk;
 
+#[cfg_attr(not(feature = "rate-limit"), allow(unused_imports))]
+pub(crate) use alarm::{PeerAlarm, TrustAlarm};
 pub use body::ResponseBody;
 pub use future::ResponseFuture;
 pub use header::Header;
@@ -100,8 +109,8 @@ pub use layer::{ClientIpLayer, ConfigError};
 pub use origin::Origin;
 #[cfg_attr(not(feature = "cache"), allow(unused_imports))]
 pub(crate) use origin::{origin, same_host};
-pub use peer::{ClientIp, PeerAddr};
 #[cfg_attr(not(feature = "rate-limit"), allow(unused_imports))]
-pub(crate) use peer::{PeerAlarm, client_ip};
+pub(crate) use peer::client_ip;
+pub use peer::{ClientIp, PeerAddr};
 pub use service::ClientIpService;
-pub use trusted::TrustedProxies;
+pub use trusted::{Networks, TrustedProxies};

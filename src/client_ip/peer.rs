@@ -1,7 +1,6 @@
 //! The socket's peer, as whichever server there is left it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, OnceLock};
 
 use http::Extensions;
 
@@ -61,21 +60,4 @@ fn tonic(extensions: &mut Extensions) -> Option<SocketAddr> {
 #[cfg(not(feature = "tonic"))]
 fn tonic(_: &mut Extensions) -> Option<SocketAddr> {
     None
-}
-
-/// Says once per layer that the server leaves no peer, and what to add.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PeerAlarm(Arc<OnceLock<()>>);
-
-impl PeerAlarm {
-    pub(crate) fn raise(&self) {
-        self.0.get_or_init(|| {
-            #[cfg(feature = "tracing")]
-            tracing::error!(
-                "no peer address in the request's extensions, so every request is answered with status 500; with axum, \
-                 serve `into_make_service_with_connect_info::<SocketAddr>()` and enable the feature `axum` of \
-                 tower-scale; with tonic, enable its feature `tonic`; else insert `PeerAddr` into every request"
-            );
-        });
-    }
 }

@@ -10,7 +10,7 @@ use super::body::ResponseBody;
 use super::future::ResponseFuture;
 use super::layer::ClientIpLayer;
 use crate::ready;
-use crate::refusal::{Caller, Reason, Refusal};
+use crate::refusal::Caller;
 
 /// Knows its clients; made by [`ClientIpLayer`]. (The name `ClientIp` is the extension's.)
 #[derive(Clone, Debug)]
@@ -40,12 +40,8 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         match self.layer.identify(&mut request) {
-            Some(()) => ResponseFuture::pass(ready::take(&mut self.inner), request),
-            None => {
-                self.layer.alarm.raise();
-                let refusal = Refusal::new(Reason::PeerUnknown, Caller::of(&request));
-                ResponseFuture::refuse(self.layer.refuse.respond(&refusal))
-            }
+            Ok(()) => ResponseFuture::pass(ready::take(&mut self.inner), request),
+            Err(reason) => ResponseFuture::refuse(self.layer.refuse(reason, Caller::of(&request))),
         }
     }
 }

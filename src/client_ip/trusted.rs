@@ -9,6 +9,46 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::layer::ConfigError;
 
+/// A list of IP networks; none by default.
+///
+/// Parsed from addresses and CIDR networks, separated by commas, so that it can be read from the environment as it is.
+/// IPv4-mapped networks (`::ffff:10.0.0.0/104`) mean the IPv4 network.
+///
+/// ```
+/// use tower_scale::client_ip::Networks;
+///
+/// let monitors: Networks = "10.0.0.0/8, 2001:db8::/32, 192.0.2.7".parse()?;
+/// assert!(monitors.contains("10.1.2.3".parse()?));
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Networks(Arc<[IpNet]>);
+
+impl Networks {
+    /// Whether one of the networks has this address.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+impl FromStr for Networks {
+    type Err = ConfigError;
+
+    fn from_str(list: &str) -> Result<Self, ConfigError> {
+        let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        let networks = entries.map(network).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self(IpNet::aggregate(&networks).into()))
+    }
+}
+
+impl fmt::Debug for Networks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(ToString::to_string)).finish()
+    }
+}
+
 /// The networks whose forwarding headers are believed; none by default.
 ///
 /// Parsed from addresses and CIDR networks, separated by commas, so that it can be read from the environment as it is:
@@ -26,14 +66,13 @@ use super::layer::ConfigError;
 /// error, however it is written. An empty list trusts nobody. IPv4-mapped networks (`::ffff:10.0.0.0/104`) mean the
 /// IPv4 network.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct TrustedProxies(Arc<[IpNet]>);
+pub struct TrustedProxies(Networks);
 
 impl TrustedProxies {
     /// Whether `address` may speak for others.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.0.iter().any(|network| network.contains(&address))
+        self.0.contains(address)
     }
 }
 
@@ -41,14 +80,12 @@ impl FromStr for TrustedProxies {
     type Err = ConfigError;
 
     fn from_str(list: &str) -> Result<Self, ConfigError> {
-        let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        let networks = entries.map(network).collect::<Result<Vec<_>, _>>()?;
-        // Two halves of the address space merge into the whole.
-        let merged = IpNet::aggregate(&networks);
-        if merged.iter().any(|network| network.prefix_len() == 0) {
+        let networks: Networks = list.parse()?;
+        // Two halves of the address space have merged into the whole.
+        if networks.0.iter().any(|network| network.prefix_len() == 0) {
             return Err(ConfigError::TrustsEverybody);
         }
-        Ok(Self(merged.into()))
+        Ok(Self(networks))
     }
 }
 
@@ -69,7 +106,7 @@ fn unmapped(network: IpNet) -> IpNet {
 
 impl fmt::Debug for TrustedProxies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(ToString::to_string)).finish()
+        self.0.fmt(f)
     }
 }
 
@@ -97,6 +134,22 @@ mod tests {
         ] {
             assert_eq!(proxies.contains(address.parse().unwrap()), trusted, "{address}");
         }
+    }
+
+    /// Unlike proxies: whoever wants to let all of IPv4 through may.
+    #[test]
+    fn networks_may_be_everything_or_nothing() {
+        let address = |text: &str| text.parse().unwrap();
+        let networks: Networks = "0.0.0.0/0".parse().unwrap();
+        assert!(networks.contains(address("203.0.113.9")) && networks.contains(address("::ffff:203.0.113.9")));
+        assert!(!networks.contains(address("2001:db8::1")));
+        let networks: Networks = "2001:db8::/33,2001:db8:8000::/33, ::ffff:192.0.2.7".parse().unwrap();
+        assert_eq!(format!("{networks:?}"), r#"["192.0.2.7/32", "2001:db8::/32"]"#);
+        assert!(networks.contains(address("192.0.2.7")) && networks.contains(address("2001:db8:ffff::1")));
+        assert!(!networks.contains(address("192.0.2.8")) && !networks.contains(address("2001:db9::1")));
+        assert_eq!("".parse(), Ok(Networks::default()));
+        assert!(!Networks::default().contains(address("127.0.0.1")));
+        assert_eq!("10.0.0.0/8,x".parse::<Networks>(), Err(ConfigError::Network("x".to_owned())));
     }
 
     #[test]

@@ -1,20 +1,16 @@
 //! Who the layer says is calling, for every kind of server and every kind of header.
 
-use std::convert::Infallible;
-use std::io::Write;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+mod lines;
+mod servers;
 
-use axum::extract::ConnectInfo;
-use axum::extract::connect_info::MockConnectInfo;
-use axum::routing::get;
-use axum::{Extension, Router};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
 use proptest::prelude::*;
-use tonic::transport::server::TcpConnectInfo;
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, ServiceExt, service_fn};
 use tower_scale::client_ip::{ClientIp, ClientIpLayer, Header, Origin, PeerAddr};
 use tower_scale::refusal::Reason;
 
@@ -150,6 +146,110 @@ async fn a_provider_s_header_occurs_once() {
 }
 
 #[tokio::test]
+async fn a_number_of_hops_is_trusted_whatever_their_addresses() {
+    for (hops, lines, expected) in [
+        (1, &["6.6.6.6, 203.0.113.9"][..], "203.0.113.9"),
+        (2, &["6.6.6.6, 203.0.113.9, 198.51.100.2"], "203.0.113.9"),
+        (2, &["6.6.6.6", "203.0.113.9:80", "198.51.100.2"], "203.0.113.9"),
+        (3, &["6.6.6.6, 203.0.113.9, unknown, 198.51.100.2"], "203.0.113.9"),
+        (2, &["6.6.6.6, unknown, 198.51.100.2"], "198.51.100.2"),
+        (2, &["203.0.113.9"], "203.0.113.9"),
+        (2, &[], "192.0.2.1"),
+    ] {
+        let headers: Vec<_> = lines.iter().map(|line| ("x-forwarded-for", *line)).collect();
+        let layer = ClientIpLayer::new().trusted_hops(hops);
+        assert_eq!(found(&layer, request("192.0.2.1", &headers)).await.unwrap().0, expected, "{hops} {lines:?}");
+    }
+
+    let headers = [
+        ("forwarded", "for=6.6.6.6;host=evil.example"),
+        ("forwarded", "for=203.0.113.9;host=shop.example;proto=https, for=_lb;host=internal"),
+        ("x-forwarded-for", "6.6.6.6"),
+    ];
+    let layer = ClientIpLayer::new().header(Header::Forwarded).trusted_hops(2);
+    let expected = ("203.0.113.9".to_owned(), "https://shop.example".to_owned());
+    assert_eq!(found(&layer, request("192.0.2.1", &headers)).await.unwrap(), expected);
+
+    let layer = ClientIpLayer::new().header(single("x-real-ip")).trusted_hops(2);
+    assert_eq!(found(&layer, request("192.0.2.1", &[("x-real-ip", "203.0.113.9")])).await.unwrap().0, "203.0.113.9");
+}
+
+#[tokio::test]
+async fn addresses_or_a_number_of_hops_whichever_is_set_last() {
+    let headers = [("x-forwarded-for", "6.6.6.6, 203.0.113.9")];
+    let hops_last = behind_proxies().trusted_hops(1);
+    assert_eq!(found(&hops_last, request("192.0.2.1", &headers)).await.unwrap().0, "203.0.113.9");
+    let addresses_last = ClientIpLayer::new().trusted_hops(2).trusted_proxies("10.0.0.0/8".parse().unwrap());
+    assert_eq!(found(&addresses_last, request("192.0.2.1", &headers)).await.unwrap().0, "192.0.2.1");
+    assert_eq!(found(&addresses_last, request("10.0.0.1", &headers)).await.unwrap().0, "203.0.113.9");
+    for wrong in [0, 33] {
+        assert!(std::panic::catch_unwind(|| ClientIpLayer::new().trusted_hops(wrong)).is_err());
+    }
+}
+
+#[tokio::test]
+async fn strict_refuses_what_names_no_client() {
+    let proxies = behind_proxies().strict();
+    let hops = ClientIpLayer::new().trusted_hops(2).strict();
+    let forwarded = proxies.clone().header(Header::Forwarded);
+    let provider = proxies.clone().header(single("cf-connecting-ip"));
+    for (layer, name, lines) in [
+        (&proxies, "x-forwarded-for", &[][..]),
+        (&proxies, "x-forwarded-for", &[""]),
+        (&proxies, "x-forwarded-for", &["203.0.113.9, unknown"]),
+        (&proxies, "x-forwarded-for", &["203.0.113.9, nonsense, 10.0.0.2"]),
+        (&hops, "x-forwarded-for", &["203.0.113.9"]),
+        (&hops, "x-forwarded-for", &["203.0.113.9, unknown, 198.51.100.1"]),
+        (&forwarded, "forwarded", &["for=203.0.113.9, for=_hidden"]),
+        (&forwarded, "forwarded", &["for=203.0.113.9, for=10.0.0.2;for=10.0.0.2"]),
+        (&forwarded, "forwarded", &["proto=https"]),
+        (&forwarded, "x-forwarded-for", &["203.0.113.9"]),
+        (&provider, "cf-connecting-ip", &[]),
+        (&provider, "cf-connecting-ip", &["203.0.113.9", "203.0.113.9"]),
+        (&provider, "cf-connecting-ip", &["203.0.113.9, 203.0.113.9"]),
+    ] {
+        let headers: Vec<_> = lines.iter().map(|line| (name, *line)).collect();
+        let refused = found(layer, request("10.0.0.1", &headers)).await.unwrap_err();
+        assert_eq!(refused.status(), 400, "{lines:?}");
+        assert_eq!(refused.headers()["content-type"], "application/problem+json");
+        assert_eq!(refused.extensions().get(), Some(&Reason::ForwardingInvalid));
+    }
+    for (layer, peer, name, line, expected) in [
+        (&proxies, "203.0.113.9", "x-forwarded-for", "nonsense", "203.0.113.9"), // its header does not count at all
+        (&proxies, "10.0.0.1", "x-forwarded-for", "nonsense, 203.0.113.9", "203.0.113.9"),
+        (&proxies, "10.0.0.1", "x-forwarded-for", "10.0.0.3, 10.0.0.2", "10.0.0.3"), // a client among the proxies
+        (&hops, "192.0.2.1", "x-forwarded-for", "203.0.113.9, unknown", "203.0.113.9"),
+        (&forwarded, "10.0.0.1", "forwarded", "for=unknown, for=203.0.113.9", "203.0.113.9"),
+        (&provider, "10.0.0.1", "cf-connecting-ip", "203.0.113.9", "203.0.113.9"),
+    ] {
+        assert_eq!(found(layer, request(peer, &[(name, line)])).await.unwrap().0, expected, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_unix_peer_is_a_trusted_proxy_only_where_that_is_asked_for() {
+    let from_unix = |headers: &[(&str, &str)]| {
+        let mut request = request("192.0.2.1", headers);
+        request.extensions_mut().remove::<PeerAddr>();
+        request
+    };
+    let headers = [("x-forwarded-for", "6.6.6.6, 203.0.113.9"), ("x-forwarded-proto", "https"), ("host", "a.example")];
+    let layer = ClientIpLayer::new();
+    assert_eq!(found(&layer, from_unix(&headers)).await.unwrap_err().status(), 500);
+    let layer = layer.trusted_unix_peers();
+    let expected = ("203.0.113.9".to_owned(), "https://a.example".to_owned());
+    assert_eq!(found(&layer, from_unix(&headers)).await.unwrap(), expected);
+    assert_eq!(found(&layer, from_unix(&[])).await.unwrap().0, "127.0.0.1");
+    assert_eq!(found(&layer, request("192.0.2.1", &headers)).await.unwrap().0, "192.0.2.1", "TCP peers are as before");
+    assert_eq!(found(&layer.clone().strict(), from_unix(&[])).await.unwrap_err().status(), 400);
+
+    let headers = [("x-forwarded-for", "6.6.6.6, 203.0.113.9, 10.0.0.2")];
+    for layer in [layer.clone().trusted_proxies("10.0.0.0/8".parse().unwrap()), layer.trusted_hops(2)] {
+        assert_eq!(found(&layer, from_unix(&headers)).await.unwrap().0, "203.0.113.9");
+    }
+}
+
+#[tokio::test]
 async fn x_forwarded_proto_and_host_count_as_the_nearest_proxy_states_them() {
     for (headers, origin) in [
         (&[("x-forwarded-proto", "https"), ("x-forwarded-host", "Shop.Example:443")][..], "https://shop.example"),
@@ -188,128 +288,15 @@ async fn a_bad_host_leaves_no_origin_not_even_an_outer_layer_s() {
     }
 }
 
-fn with<T: Clone + Send + Sync + 'static>(peer: T) -> Request<Body> {
-    Request::builder().extension(peer).body(Body::default()).unwrap()
-}
-
-#[tokio::test]
-async fn every_server_s_peer_is_found() {
-    let tcp = |remote_addr| TcpConnectInfo { local_addr: None, remote_addr };
-    let mut served = with(ConnectInfo(address("203.0.113.5")));
-    served.extensions_mut().insert(MockConnectInfo(address("203.0.113.3")));
-    for (request, expected) in [
-        (with(PeerAddr(address("203.0.113.1"))), "203.0.113.1"),
-        (with(ConnectInfo(address("::ffff:203.0.113.2"))), "203.0.113.2"),
-        (with(MockConnectInfo(address("203.0.113.3"))), "203.0.113.3"),
-        (with(tcp(Some(address("203.0.113.4")))), "203.0.113.4"),
-        (served, "203.0.113.5"),
-    ] {
-        assert_eq!(found(&ClientIpLayer::new(), request).await.unwrap().0, expected);
-    }
-    assert_eq!(found(&ClientIpLayer::new(), with(tcp(None))).await.unwrap_err().status(), 500);
-}
-
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(line)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-#[tokio::test]
-async fn without_a_peer_every_answer_is_500_and_one_line_says_what_to_add() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let layer = ClientIpLayer::new();
-    for _ in 0..3 {
-        let refused = found(&layer, Request::new(Body::default())).await.unwrap_err();
-        assert_eq!(refused.status(), 500);
-        assert_eq!(refused.headers()["content-type"], "application/problem+json");
-        assert_eq!(refused.extensions().get(), Some(&Reason::PeerUnknown));
-    }
-    let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    assert_eq!(lines.lines().count(), 1, "{lines}");
-    for remedy in ["into_make_service_with_connect_info::<SocketAddr>()", "feature `axum`", "`PeerAddr`"] {
-        assert!(lines.contains(remedy), "{lines}");
-    }
-
-    let layer = ClientIpLayer::new().refusal(|refusal| {
-        let mut response = Response::new(Bytes::from_static(refusal.reason().as_str().as_bytes()));
-        *response.status_mut() = http::StatusCode::IM_A_TEAPOT;
-        response
-    });
-    let refused = found(&layer, Request::new(Body::default())).await.unwrap_err();
-    assert_eq!((refused.status().as_u16(), refused.body().as_ref()), (418, b"peer_unknown".as_slice()));
-}
-
-#[tokio::test]
-async fn a_real_axum_server_behind_a_proxy() {
-    async fn who(ClientIp(ip): ClientIp, Extension(origin): Extension<Origin>) -> String {
-        format!("{ip} {origin}")
-    }
-    let layer = ClientIpLayer::new().trusted_proxies("127.0.0.0/8".parse().unwrap());
-    let app = Router::new().route("/", get(who)).layer(layer);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).into_future());
-
-    let stream = hyper_util::rt::TokioIo::new(tokio::net::TcpStream::connect(address).await.unwrap());
-    let (mut client, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
-    tokio::spawn(connection);
-    for (headers, expected) in [
-        (&[][..], "127.0.0.1 http://shop.example"),
-        (
-            &[("x-forwarded-for", "6.6.6.6, 203.0.113.9"), ("x-forwarded-proto", "https")],
-            "203.0.113.9 https://shop.example",
-        ),
-    ] {
-        let mut request = Request::builder().header("host", "shop.example");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        client.ready().await.unwrap();
-        let response = client.send_request(request.body(Body::default()).unwrap()).await.unwrap();
-        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), expected);
-    }
-}
-
-#[tokio::test]
-async fn the_extractor_works_alone_and_says_what_is_missing() {
-    let app = Router::new().route("/", get(|ClientIp(ip): ClientIp| async move { ip.to_string() }));
-    let ask = || Request::builder().header("x-forwarded-for", "6.6.6.6").body(axum::body::Body::empty()).unwrap();
-    let response = app.clone().layer(MockConnectInfo(address("::ffff:203.0.113.9"))).oneshot(ask()).await.unwrap();
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "203.0.113.9");
-    let response = app.oneshot(ask()).await.unwrap();
-    assert_eq!(response.status(), 500);
-    assert_eq!(response.extensions().get(), Some(&Reason::PeerUnknown));
-}
-
-#[tokio::test]
-async fn the_layer_is_ready_before_its_inner_service_is_and_passes_errors_on() {
-    let (inner, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-    handle.allow(0);
-    let mut service = ClientIpLayer::new().layer(inner);
-    let refused = service.ready().await.unwrap().call(Request::new(Body::default())).await.unwrap();
-    assert_eq!(refused.status(), 500);
-
-    let waiting = tokio::spawn(service.ready().await.unwrap().call(request("203.0.113.9", &[])));
-    handle.allow(1);
-    handle.next_request().await.unwrap().1.send_error("broken");
-    assert_eq!(waiting.await.unwrap().unwrap_err().to_string(), "broken");
-}
-
 fn found_now(layer: &ClientIpLayer, name: &str, lines: &[&str]) -> (String, String) {
     let headers: Vec<_> = lines.iter().map(|line| (name, *line)).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(found(layer, request("10.0.0.1", &headers))).unwrap()
+}
+
+/// So many more hops than one.
+fn numbered(more: usize) -> ClientIpLayer {
+    ClientIpLayer::new().trusted_hops(u8::try_from(more).unwrap() + 1)
 }
 
 proptest! {
@@ -331,6 +318,13 @@ proptest! {
                 "for=\"203.0.113.9:80\";host=shop.example;proto=https",
                 ", for=10.0.0.2;host=internal",
             ),
+            (numbered(hops), "x-forwarded-for", "203.0.113.9", ", unknown"),
+            (
+                numbered(hops).header(Header::Forwarded).strict(),
+                "forwarded",
+                "for=\"[2001:db8::1]:80\";host=\"shop.example\"",
+                ", for=_lb;host=\"a\\\"b,\"",
+            ),
         ] {
             let honest = format!("{client}{}", hop.repeat(hops));
             let forged = format!("{forged_start},{honest}");
@@ -342,7 +336,7 @@ proptest! {
     #[test]
     fn garbage_is_the_peer_s_or_an_address_but_never_an_error(lines in prop::collection::vec("[ -~]{0,60}", 0..4)) {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        for layer in [behind_proxies(), behind_proxies().header(Header::Forwarded)] {
+        for layer in [behind_proxies(), behind_proxies().header(Header::Forwarded), numbered(1)] {
             for name in ["x-forwarded-for", "forwarded", "x-forwarded-host", "x-forwarded-proto", "host"] {
                 found_now(&layer, name, &lines);
             }
