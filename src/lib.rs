@@ -62,13 +62,13 @@
 //! | `refusal` | | the response of a layer that says no | always |
 //!
 //! Further features: `metrics` (every number, through the [`metrics`](https://docs.rs/metrics) facade), `tracing` (log lines
-//! on state changes; spans follow requests), `axum` and `tonic` (read their connect info), `full` (all of these). A feature
-//! only adds; it never changes behaviour.
+//! on state changes; spans follow requests), `axum` and `tonic` (read their connect info), `governor` (an application's own
+//! limiter decides a policy), `full` (all of these). A feature only adds; it never changes behaviour.
 //!
 //! What every layer keeps, and `tests/it/contract.rs` holds:
 //!
-//! 1. A refusal is a response (429, 500, 502, 503), with its [`Reason`](refusal::Reason) in the response's extensions; the
-//!    service's error type stays what it was. No `HandleErrorLayer`, no boxing.
+//! 1. A refusal is a response (400, 429, 500, 502, 503), with its [`Reason`](refusal::Reason) in the response's
+//!    extensions; the service's error type stays what it was. No `HandleErrorLayer`, no boxing.
 //! 2. The same layer value, or a clone of it, is the same state: build two values for two caches or two limits.
 //! 3. Dropping a request or a response body at any point leaks nothing and strands nobody.
 //! 4. Everything is bounded, and says so in its metrics.

@@ -124,6 +124,45 @@ impl<const N: usize> Counters<N> {
     }
 }
 
+/// A level of something that the application named in its source: the value of the one label.
+pub(crate) struct Level {
+    #[cfg(feature = "metrics")]
+    meter: Meter,
+    #[cfg(feature = "metrics")]
+    label: (&'static str, &'static str),
+    #[cfg(feature = "metrics")]
+    handle: std::sync::OnceLock<metrics::Gauge>,
+}
+
+#[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
+impl Level {
+    pub(crate) const fn new(meter: Meter, key: &'static str, value: &'static str) -> Self {
+        #[cfg(not(feature = "metrics"))]
+        let _ = (meter, key, value);
+        Self {
+            #[cfg(feature = "metrics")]
+            meter,
+            #[cfg(feature = "metrics")]
+            label: (key, value),
+            #[cfg(feature = "metrics")]
+            handle: std::sync::OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn set(&self, value: f64) {
+        #[cfg(feature = "metrics")]
+        {
+            let handle = self.handle.get_or_init(|| {
+                metrics::describe_gauge!(self.meter.name, self.meter.help);
+                metrics::gauge!(self.meter.name, self.label.0 => self.label.1)
+            });
+            handle.set(value);
+        }
+        #[cfg(not(feature = "metrics"))]
+        let _ = value;
+    }
+}
+
 #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self))]
 impl Gauge {
     pub(crate) fn increment(&self, by: f64) {

@@ -29,8 +29,8 @@ pub(crate) struct Clock {
     /// 2^`shift` ticks per nanosecond, rounded up: fast by less than 1 ns in 292 years.
     multiplier: u64,
     shift: u32,
-    ticks_per_period: u128,
-    period_nanos: u128,
+    ticks_per_period: u64,
+    period_nanos: u64,
 }
 
 impl Clock {
@@ -39,21 +39,37 @@ impl Clock {
         let interval = interval(quota);
         let ticks_per_period = u128::from(interval) * u128::from(quota.count());
         let (multiplier, shift) = reciprocal(ticks_per_period, quota.period_nanos());
-        let clock = Self { multiplier, shift, ticks_per_period, period_nanos: quota.period_nanos() };
+        // At most 2⁴⁸, since a period is at most 2³² s, and below 2⁶³.
+        let [ticks_per_period, period_nanos] =
+            [ticks_per_period, quota.period_nanos()].map(|number| u64::try_from(number).unwrap_or(u64::MAX));
+        let clock = Self { multiplier, shift, ticks_per_period, period_nanos };
         (clock, Limit { interval, capacity: interval * quota.burst_size() })
     }
 
-    /// Whole ticks in `elapsed`.
-    pub(crate) fn ticks(&self, elapsed: Duration) -> u64 {
-        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+    /// Whole ticks in so many nanoseconds.
+    pub(crate) fn ticks(&self, nanos: u64) -> u64 {
         let ticks = (u128::from(nanos) * u128::from(self.multiplier)) >> self.shift;
+        u64::try_from(ticks).unwrap_or(LAST_TICK).min(LAST_TICK)
+    }
+
+    /// The fewest ticks whose [`duration`](Self::duration) is at least this long.
+    pub(crate) fn ticks_until(&self, elapsed: Duration) -> u64 {
+        let Some(before) = elapsed.as_nanos().checked_sub(1) else { return 0 };
+        let ticks = before.saturating_mul(self.ticks_per_period.into()) / u128::from(self.period_nanos) + 1;
         u64::try_from(ticks).unwrap_or(LAST_TICK).min(LAST_TICK)
     }
 
     /// At least as long as `ticks` take.
     pub(crate) fn duration(&self, ticks: u64) -> Duration {
-        let nanos = (u128::from(ticks) * self.period_nanos).div_ceil(self.ticks_per_period);
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        // Nearly always the numbers are small, and 128 bits are slow to divide.
+        let nanos = match ticks.checked_mul(self.period_nanos) {
+            Some(product) => product.div_ceil(self.ticks_per_period),
+            None => {
+                let nanos = (u128::from(ticks) * u128::from(self.period_nanos)).div_ceil(self.ticks_per_period.into());
+                u64::try_from(nanos).unwrap_or(u64::MAX)
+            }
+        };
+        Duration::from_nanos(nanos)
     }
 }
 
@@ -90,7 +106,7 @@ mod tests {
 
     use super::*;
 
-    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    const YEAR: u64 = 365 * 24 * 3600 * 1_000_000_000;
 
     fn any_quota() -> impl Strategy<Value = Quota> {
         (1..=u32::MAX, 1..=u32::MAX, 1_u64..1 << 61).prop_filter_map("too fast", |(count, burst, nanos)| {
@@ -102,8 +118,8 @@ mod tests {
     fn an_interval_is_a_whole_number_of_ticks() {
         let (clock, limit) = Clock::for_quota(&Quota::per_minute(100).burst(20));
         assert_eq!(limit, Limit { interval: 1 << 15, capacity: 20 << 15 });
-        assert_eq!(clock.ticks(Duration::from_millis(600)), 1 << 15);
-        assert_eq!(clock.ticks(Duration::from_nanos(599_999_999)), (1 << 15) - 1);
+        assert_eq!(clock.ticks(600_000_000), 1 << 15);
+        assert_eq!(clock.ticks(599_999_999), (1 << 15) - 1);
         assert_eq!(clock.duration(1 << 15), Duration::from_millis(600));
         assert_eq!(clock.duration(1), Duration::from_nanos(18_311));
     }
@@ -112,7 +128,7 @@ mod tests {
     fn the_fastest_quota_still_has_a_tick_per_request() {
         let (clock, limit) = Clock::for_quota(&Quota::per_second(65_536));
         assert_eq!(limit.interval, 1);
-        assert_eq!(clock.ticks(Duration::from_secs(1)), 65_536);
+        assert_eq!(clock.ticks(1_000_000_000), 65_536);
     }
 
     proptest! {
@@ -124,20 +140,31 @@ mod tests {
         }
 
         #[test]
-        fn ticks_are_exact_to_the_nanosecond(quota in any_quota(), nanos in 0_u64..8 * 365 * 86_400 * 1_000_000_000) {
+        fn ticks_are_exact_to_the_nanosecond(quota in any_quota(), nanos in 0..8 * YEAR) {
             let (clock, _) = Clock::for_quota(&quota);
-            let exact = |nanos: u64| u128::from(nanos) * clock.ticks_per_period / clock.period_nanos;
-            let ticks = u128::from(clock.ticks(Duration::from_nanos(nanos)));
+            let exact = |nanos: u64| u128::from(nanos) * u128::from(clock.ticks_per_period) / u128::from(clock.period_nanos);
+            let ticks = u128::from(clock.ticks(nanos));
             prop_assert!((exact(nanos)..=exact(nanos + 1)).contains(&ticks));
         }
 
         #[test]
         fn waiting_as_told_is_long_enough(quota in any_quota(), start in 0_u64..1 << 57, ticks in 0_u64..1 << 40) {
             let (clock, _) = Clock::for_quota(&quota);
-            let (start, wait) = (Duration::from_nanos(start), clock.duration(ticks));
-            prop_assume!(wait < 100 * YEAR);
+            let wait = clock.duration(ticks);
+            prop_assume!(wait < Duration::from_nanos(100 * YEAR));
+            let wait = u64::try_from(wait.as_nanos()).unwrap();
             let target = clock.ticks(start) + ticks;
             prop_assert!(clock.ticks(start + wait) >= target.min(LAST_TICK));
+        }
+
+        #[test]
+        fn a_time_survives_another_clock(quota in any_quota(), other in any_quota(), ticks in 0_u64..1 << 40) {
+            let (from, to) = (Clock::for_quota(&quota).0, Clock::for_quota(&other).0);
+            let (time, tick) = (from.duration(ticks), to.duration(1));
+            prop_assume!(time < Duration::from_nanos(8 * YEAR));
+            let there = to.duration(to.ticks_until(time));
+            prop_assert!(time <= there && there <= time + tick);
+            prop_assert_eq!(from.ticks_until(time), ticks);
         }
     }
 }

@@ -7,23 +7,28 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::body::ResponseBody;
-use super::fields;
-use super::layer::RateLimitLayer;
-use super::limiter::Verdict;
+use super::fields::Stamp;
+use super::gate::Gate;
+use super::outcome::Outcome;
 use super::partition::Partition;
 use super::question::{Question, Unanswered};
+use super::shared::{Judge, Ruling, Shared};
+use super::ticket::Ticket;
+use super::verdict::Verdict;
 use crate::body::GuardedBody;
 use crate::ready::CallWhenReady;
 
 pin_project! {
     /// Response future of [`RateLimit`](super::RateLimit).
     ///
-    /// Dropping it drops the inner call. A request that was admitted stays counted.
+    /// Dropping it drops the inner call. A request that was admitted stays counted, unless the layer
+    /// [gives it back](super::RateLimitLayer::refund_abandoned). One that is dropped while Redis is being asked may have
+    /// been counted, and stays so.
     pub struct ResponseFuture<S: Service<Request<B>>, B> {
         #[pin]
         state: State<S, B, CallWhenReady<S, Request<B>>>,
@@ -34,15 +39,17 @@ pin_project! {
     #[project = StateProjection]
     enum State<S, B, F> {
         Asking { question: Question, waiting: Option<Waiting<S, B>> },
-        Passed { #[pin] call: F, policy: Option<HeaderValue>, verdict: Verdict },
+        Passed { #[pin] call: F, stamp: Option<Stamp>, ticket: Option<Ticket> },
         Refused { response: Option<Response<Bytes>> },
     }
 }
 
 /// What waits for Redis's answer.
 pub(crate) struct Waiting<S, B> {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) client: Partition,
-    pub(crate) layer: Arc<RateLimitLayer>,
+    pub(crate) cost: u32,
     pub(crate) service: S,
     pub(crate) request: Request<B>,
 }
@@ -53,8 +60,8 @@ impl<S: Service<Request<B>>, B> ResponseFuture<S, B> {
         Self { state: State::Asking { question, waiting: Some(waiting) } }
     }
 
-    pub(crate) fn pass(service: S, request: Request<B>, policy: HeaderValue, verdict: Verdict) -> Self {
-        Self { state: State::passed(service, request, policy, verdict) }
+    pub(crate) fn pass(service: S, request: Request<B>, stamp: Stamp, ticket: Option<Ticket>) -> Self {
+        Self { state: State::passed(service, request, stamp, ticket) }
     }
 
     pub(crate) fn refuse(response: Response<Bytes>) -> Self {
@@ -63,24 +70,26 @@ impl<S: Service<Request<B>>, B> ResponseFuture<S, B> {
 }
 
 impl<S: Service<Request<B>>, B> State<S, B, CallWhenReady<S, Request<B>>> {
-    fn passed(service: S, request: Request<B>, policy: HeaderValue, verdict: Verdict) -> Self {
-        Self::Passed { call: CallWhenReady::new(service, request), policy: Some(policy), verdict }
+    fn passed(service: S, request: Request<B>, stamp: Stamp, ticket: Option<Ticket>) -> Self {
+        Self::Passed { call: CallWhenReady::new(service, request), stamp: Some(stamp), ticket }
     }
 
     /// Redis has decided, or has failed to, in which case this process decides.
     fn answered(waiting: Waiting<S, B>, answer: Result<Verdict, Unanswered>) -> Self {
-        let Waiting { client, layer, service, mut request } = waiting;
-        let verdict = match answer {
-            Ok(verdict) => layer.decided_remotely(client, verdict),
+        let Waiting { shared, gate, client, cost, service, mut request } = waiting;
+        let ruling = match answer {
+            Ok(verdict) => shared.rule(&gate, &verdict, Judge::Redis, &request),
             Err(failure) => {
-                layer.note(&failure, request.extensions_mut());
-                layer.decide_here(client)
+                gate.note(&failure, request.extensions_mut());
+                shared.decide_here(&gate, client, cost, shared.time.now(), &request)
             }
         };
-        if verdict.admitted {
-            Self::passed(service, request, layer.policy.clone(), verdict)
-        } else {
-            Self::Refused { response: Some(layer.refuse(&request, &verdict)) }
+        match ruling {
+            Ruling::Pass(stamp, paid) => {
+                let ticket = Ticket::new(&shared, &gate, client, cost, paid);
+                Self::passed(service, request, stamp, ticket)
+            }
+            Ruling::Refuse(response) => Self::Refused { response: Some(response) },
         }
     }
 }
@@ -101,10 +110,14 @@ where
                     let Some(waiting) = waiting.take() else { return Poll::Pending };
                     state.set(State::answered(waiting, answer));
                 }
-                StateProjection::Passed { call, policy, verdict } => {
-                    let mut response = ready!(call.poll(cx))?;
-                    if let Some(policy) = policy.take() {
-                        fields::append(response.headers_mut(), policy, verdict);
+                StateProjection::Passed { call, stamp, ticket } => {
+                    let answer = ready!(call.poll(cx));
+                    if let Some(ticket) = ticket.take() {
+                        ticket.settle(&answer.as_ref().map_or(Outcome::FAILED, Outcome::answered));
+                    }
+                    let mut response = answer?;
+                    if let Some(stamp) = stamp.take() {
+                        stamp.append(response.headers_mut());
                     }
                     return Poll::Ready(Ok(response.map(|body| GuardedBody::inner(body, ()).into())));
                 }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use super::limiter::Verdict;
+use super::verdict::Verdict;
 
 /// A question on its way to Redis. Boxed, because the round trip has no name; next to it, the box costs nothing.
 pub(crate) type Question = Pin<Box<dyn Future<Output = Result<Verdict, Unanswered>> + Send>>;

@@ -31,10 +31,11 @@ pub struct Quota {
     count: u32,
     period: Duration,
     burst: u32,
+    name: Option<&'static str>,
 }
 
 /// Why a quota cannot be enforced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The period is zero, or longer than 136 years.
@@ -43,6 +44,18 @@ pub enum ConfigError {
     /// More than 65 536 requests per second and client.
     #[error("a quota of {0} per {1:?} is more than 65536 per second")]
     TooFast(NonZeroU32, Duration),
+    /// A policy has no quota, or more than six.
+    #[error("a policy has 1 to 6 quotas, not {0}")]
+    Quotas(usize),
+    /// Two quotas of a policy have one name, so that a client could not tell them apart.
+    #[error("two quotas of one policy are named {0:?}")]
+    SameName(String),
+    /// The policy has no quota of this name.
+    #[error("no quota is named {0:?}")]
+    NoSuchQuota(String),
+    /// A secret of fewer than 16 bytes.
+    #[error("a secret must have at least 16 bytes, not {0}")]
+    ShortSecret(usize),
 }
 
 impl Quota {
@@ -77,11 +90,21 @@ impl Quota {
         Self::literal(count, 3600)
     }
 
+    /// `count` requests per day. The burst is the count.
+    ///
+    /// # Panics
+    /// As [`Quota::per_second`].
+    #[must_use]
+    #[track_caller]
+    pub const fn per_day(count: u32) -> Self {
+        Self::literal(count, 86_400)
+    }
+
     #[track_caller]
     const fn literal(count: u32, seconds: u64) -> Self {
         assert!(count > 0, "a quota must allow at least one request");
         assert!(count as u64 <= seconds * MAX_PER_SECOND, "a quota allows at most 65536 requests per second");
-        Self { count, period: Duration::from_secs(seconds), burst: count }
+        Self { count, period: Duration::from_secs(seconds), burst: count, name: None }
     }
 
     /// `count` requests per `period`. The burst is the count.
@@ -95,7 +118,7 @@ impl Quota {
         if u128::from(count.get()) * 1_000_000_000 > u128::from(MAX_PER_SECOND) * period.as_nanos() {
             return Err(ConfigError::TooFast(count, period));
         }
-        Ok(Self { count: count.get(), period, burst: count.get() })
+        Ok(Self { count: count.get(), period, burst: count.get(), name: None })
     }
 
     /// How many requests may come at once after a pause.
@@ -108,6 +131,43 @@ impl Quota {
         assert!(burst > 0, "a quota's burst must allow at least one request");
         self.burst = burst;
         self
+    }
+
+    /// The quota's name in the `RateLimit` fields, and for [`RateLimitHandle`](super::RateLimitHandle). Without one, a
+    /// policy's only quota has the policy's name, and one of several that of its period (`second`, `900s`).
+    ///
+    /// # Panics
+    /// `name` is empty, longer than 64 bytes, or has other characters than letters, digits, `-`, `_` and `.`.
+    #[must_use]
+    #[track_caller]
+    pub const fn named(mut self, name: &'static str) -> Self {
+        assert!(is_name(name), "a name is 1 to 64 letters, digits, and -_.");
+        self.name = Some(name);
+        self
+    }
+
+    pub(crate) fn name(&self) -> Option<&'static str> {
+        self.name
+    }
+
+    /// Whether it allows just as much, whatever it is called.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        Self { name: None, ..*self } == Self { name: None, ..*other }
+    }
+
+    /// The period as a name: `minute`, `900s`, `1500ms`.
+    pub(crate) fn period_word(&self) -> String {
+        let seconds = self.period.as_secs();
+        match (self.period.subsec_nanos(), seconds) {
+            (0, 1) => "second".to_owned(),
+            (0, 60) => "minute".to_owned(),
+            (0, 3600) => "hour".to_owned(),
+            (0, 86_400) => "day".to_owned(),
+            (0, _) => format!("{seconds}s"),
+            (nanos, _) if nanos % 1_000_000 == 0 => format!("{}ms", self.period.as_millis()),
+            _ => format!("{}ns", self.period.as_nanos()),
+        }
     }
 
     pub(crate) fn burst_size(&self) -> u64 {
@@ -128,6 +188,20 @@ impl Quota {
         let count = u128::from(self.count) * seconds * 1_000_000_000 / self.period_nanos();
         (u64::try_from(count).unwrap_or(u64::MAX), u64::try_from(seconds).unwrap_or(u64::MAX))
     }
+}
+
+/// Whether this can stand in a structured field, a Redis key and a log line as it is.
+#[allow(clippy::indexing_slicing, reason = "below the length; there are no iterators in constants")]
+pub(crate) const fn is_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        if !bytes[at].is_ascii_alphanumeric() && !matches!(bytes[at], b'-' | b'_' | b'.') {
+            return false;
+        }
+        at += 1;
+    }
+    !bytes.is_empty() && bytes.len() <= 64
 }
 
 #[cfg(test)]

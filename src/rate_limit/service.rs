@@ -4,33 +4,46 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Extensions, Request, Response};
+use http::{Request, Response};
 use tower_service::Service;
 
 use super::body::ResponseBody;
-use super::fields;
+use super::fields::Stamp;
 use super::future::ResponseFuture;
 #[cfg(feature = "redis")]
 use super::future::Waiting;
-use super::layer::RateLimitLayer;
-use super::limiter::Verdict;
+use super::gate::Gate;
+use super::head::Head;
+use super::key::Client;
 use super::metrics::Decision;
 use super::partition::Partition;
-use super::question::Unanswered;
+#[cfg(feature = "redis")]
+use super::remote::Asked;
+use super::shared::{Judge, Ruling, Shared};
+use super::ticket::Ticket;
 use crate::client_ip;
 use crate::ready;
-use crate::refusal::{Caller, Reason, Refusal};
 
-/// Limits each client; made by [`RateLimitLayer`]. Always ready: the inner service is readied for admitted requests.
+/// Limits each client; made by [`RateLimitLayer`](super::RateLimitLayer). Always ready: the inner service is readied for
+/// admitted requests.
 #[derive(Clone, Debug)]
 pub struct RateLimit<S> {
     inner: S,
-    layer: Arc<RateLimitLayer>,
+    shared: Arc<Shared>,
+}
+
+/// Whom a request counts for, and how much.
+#[derive(Clone, Copy)]
+struct Charge<'a> {
+    gate: &'a Arc<Gate>,
+    client: Partition,
+    cost: u32,
+    now: u64,
 }
 
 impl<S> RateLimit<S> {
-    pub(crate) fn new(inner: S, layer: RateLimitLayer) -> Self {
-        Self { inner, layer: Arc::new(layer) }
+    pub(crate) fn new(inner: S, shared: Arc<Shared>) -> Self {
+        Self { inner, shared }
     }
 }
 
@@ -48,78 +61,70 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let Some(ip) = client_ip::client_ip(request.extensions_mut()) else {
-            return ResponseFuture::refuse(self.layer.refuse_stranger(&request));
+        let Self { inner, shared } = self;
+        let ip = client_ip::client_ip(request.extensions_mut());
+        let head = Head::of(&request, ip);
+        let counted = if shared.skips(&head) { None } else { shared.gate(&head).zip(shared.cost(&head)) };
+        let Some((gate, cost)) = counted else {
+            shared.metrics.count(Decision::Skipped);
+            return ResponseFuture::pass(ready::take(inner), request, Stamp::None, None);
         };
-        let client = Partition::of(ip);
-        #[cfg(feature = "redis")]
-        if let Some(remote) = self.layer.remote.as_ref().filter(|remote| !remote.redis.is_spent(request.extensions())) {
-            let question = remote.clone().check(client);
-            let waiting = Waiting { client, layer: self.layer.clone(), service: ready::take(&mut self.inner), request };
-            return ResponseFuture::ask(question, waiting);
-        }
-        let verdict = self.layer.decide_here(client);
-        if verdict.admitted {
-            ResponseFuture::pass(ready::take(&mut self.inner), request, self.layer.policy.clone(), verdict)
+        let ruling = if let Some(governed) = &gate.local.policy.governed {
+            let verdict = governed.take(&head, cost.get());
+            verdict.map_or_else(
+                || shared.rule_on_stranger(&request),
+                |verdict| shared.rule(gate, &verdict, Judge::Process, &request),
+            )
+        } else if let Client::Known(client) = gate.local.policy.key.client(&head) {
+            let now = shared.time.now();
+            return decide(shared, inner, request, Charge { gate, client, cost: cost.get(), now });
         } else {
-            ResponseFuture::refuse(self.layer.refuse(&request, &verdict))
+            shared.rule_on_stranger(&request)
+        };
+        match ruling {
+            Ruling::Pass(stamp, _) => ResponseFuture::pass(ready::take(inner), request, stamp, None),
+            Ruling::Refuse(response) => ResponseFuture::refuse(response),
         }
     }
 }
 
-// === impl RateLimitLayer ===
-
-impl RateLimitLayer {
-    /// Decides in process, because there is no Redis, or because it did not.
-    pub(crate) fn decide_here(&self, client: Partition) -> Verdict {
-        let verdict = self.limiter.check(client);
-        self.limiter.metrics.count(Decision::of(verdict.admitted, self.has_remote()));
-        verdict
-    }
-
-    /// What Redis admits is owed here too: whoever makes Redis fail gets no second burst.
-    pub(crate) fn decided_remotely(&self, client: Partition, verdict: Verdict) -> Verdict {
-        if verdict.admitted {
-            self.limiter.check(client);
-        }
-        self.limiter.metrics.count(Decision::of(verdict.admitted, false));
-        verdict
-    }
-
-    pub(crate) fn refuse<B>(&self, request: &Request<B>, verdict: &Verdict) -> Response<Bytes> {
-        let refusal = Refusal::new(Reason::QuotaExceeded, Caller::of(request)).retry_after_at_least(verdict.wait);
-        let mut response = self.refuse.respond(&refusal);
-        fields::append(response.headers_mut(), self.policy.clone(), verdict);
-        response
-    }
-
-    /// A request without a peer. One key for all of those would let any of them lock out the rest.
-    fn refuse_stranger<B>(&self, request: &Request<B>) -> Response<Bytes> {
-        self.alarm.raise();
-        self.limiter.metrics.count(Decision::PeerUnknown);
-        self.refuse.respond(&Refusal::new(Reason::PeerUnknown, Caller::of(request)))
-    }
-
+fn decide<S, B>(shared: &Arc<Shared>, inner: &mut S, request: Request<B>, charge: Charge<'_>) -> ResponseFuture<S, B>
+where
+    S: Service<Request<B>> + Clone,
+{
+    let Charge { gate, client, cost, now } = charge;
     #[cfg(feature = "redis")]
-    fn has_remote(&self) -> bool {
-        self.remote.is_some()
+    if let Some(remote) = gate.remote.as_ref().filter(|remote| !remote.is_spent(request.extensions())) {
+        return match remote.ask(client, cost, now) {
+            Asked::Known(verdict) => {
+                let ruling = shared.rule(gate, &verdict, Judge::Redis, &request);
+                carry_out(shared, inner, request, ruling, charge)
+            }
+            Asked::Pending(question) => {
+                let (shared, gate, service) = (shared.clone(), gate.clone(), ready::take(inner));
+                ResponseFuture::ask(question, Waiting { gate, client, cost, shared, service, request })
+            }
+        };
     }
+    let ruling = shared.decide_here(gate, client, cost, now, &request);
+    carry_out(shared, inner, request, ruling, charge)
+}
 
-    /// After a timeout nobody else on this request's way shall wait for Redis again.
-    #[cfg(feature = "redis")]
-    pub(crate) fn note(&self, failure: &Unanswered, extensions: &mut Extensions) {
-        if let Some(remote) = self.remote.as_ref().filter(|_| failure.timed_out) {
-            remote.redis.mark_spent(extensions);
+fn carry_out<S, B>(
+    shared: &Arc<Shared>,
+    inner: &mut S,
+    request: Request<B>,
+    ruling: Ruling,
+    charge: Charge<'_>,
+) -> ResponseFuture<S, B>
+where
+    S: Service<Request<B>> + Clone,
+{
+    match ruling {
+        Ruling::Pass(stamp, paid) => {
+            let ticket = Ticket::new(shared, charge.gate, charge.client, charge.cost, paid);
+            ResponseFuture::pass(ready::take(inner), request, stamp, ticket)
         }
+        Ruling::Refuse(response) => ResponseFuture::refuse(response),
     }
-
-    #[cfg(not(feature = "redis"))]
-    #[allow(clippy::unused_self, reason = "as with a Redis")]
-    fn has_remote(&self) -> bool {
-        false
-    }
-
-    #[cfg(not(feature = "redis"))]
-    #[allow(clippy::unused_self, reason = "as with a Redis")]
-    pub(crate) fn note(&self, _: &Unanswered, _: &mut Extensions) {}
 }

@@ -21,7 +21,7 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 use tower_scale::cache::{self, CacheLayer, MemoryStore, RedisStore, TieredStore};
 use tower_scale::client_ip::{self, ClientIp, ClientIpLayer, Origin, PeerAddr};
 use tower_scale::offload::{self, OffloadLayer, OffloadPool};
-use tower_scale::rate_limit::{self, Quota, RateLimitLayer};
+use tower_scale::rate_limit::{self, Fallback, Lease, Policy, Quota, RateLimitLayer};
 use tower_scale::redis::{self, Redis};
 use tower_scale::refusal::{Reason, Refusal};
 use tower_scale::telemetry::{self, TelemetryLayer};
@@ -75,11 +75,38 @@ fn layers() -> Vec<Named> {
     ]
 }
 
+/// The limiter with everything that it may hold of a request until its outcome is known.
+fn refunding(limiter: RateLimitLayer) -> RateLimitLayer {
+    limiter.count_when(|outcome| outcome.status().is_none()).refund_abandoned()
+}
+
+fn tiers() -> Policy {
+    Policy::new([quota().named("burst"), Quota::per_minute(600_000).named("minute")])
+        .ipv6_tier(48, quota().named("site"))
+}
+
+/// The limiter in its other forms.
+fn limiters() -> Vec<Named> {
+    vec![
+        named!("rate_limit, refunding", refunding(RateLimitLayer::new(tiers()))),
+        named!("rate_limit, in the shadow", refunding(RateLimitLayer::new(Quota::per_hour(1))).shadow()),
+        named!("rate_limit, skipping", RateLimitLayer::new(Quota::per_hour(1)).skip(|_| true)),
+    ]
+}
+
 fn redis_layers(url: &str) -> Vec<Named> {
     let redis = Redis::connect(url).expect("a valid URL");
     vec![
         named!("cache on Redis", CacheLayer::new(RedisStore::new(redis.clone()).expect("it can subscribe"))),
-        named!("rate_limit on Redis", RateLimitLayer::new(quota()).redis(redis)),
+        named!("rate_limit on Redis", RateLimitLayer::new(quota()).redis(redis.clone())),
+        named!("rate_limit on Redis, refunding", refunding(RateLimitLayer::new(tiers()).redis(redis.clone()))),
+        named!(
+            "rate_limit on Redis, with leases",
+            RateLimitLayer::new(Policy::new(quota()).named("leased"))
+                .redis(redis)
+                .lease(Lease::new(10, Duration::from_millis(200)))
+                .fallback(Fallback::share(0.5))
+        ),
     ]
 }
 
@@ -122,7 +149,7 @@ async fn get_ok(stack: &Stack, path: &str, what: &str) {
 #[tokio::test]
 async fn only_readied_services_are_called() {
     let server = RedisServer::start();
-    for layer in layers().into_iter().chain(redis_layers(&server.url())) {
+    for layer in layers().into_iter().chain(limiters()).chain(redis_layers(&server.url())) {
         let (inner, control) = Inner::new(1000);
         let stack = (layer.apply)(boxed(inner));
         for path in ["/plain", "/cacheable", "/cacheable"] {
@@ -201,7 +228,7 @@ async fn a_never_ready_inner_service_still_gets_refusals_answered() {
 #[tokio::test]
 async fn inner_errors_pass_untouched() {
     let server = RedisServer::start();
-    for layer in layers().into_iter().chain(redis_layers(&server.url())) {
+    for layer in layers().into_iter().chain(limiters()).chain(redis_layers(&server.url())) {
         let (inner, control) = Inner::new(10);
         control.fail.store(true, Ordering::SeqCst);
         let stack = (layer.apply)(boxed(inner));
@@ -216,7 +243,7 @@ async fn inner_errors_pass_untouched() {
 #[tokio::test]
 async fn frames_and_trailers_pass_untouched() {
     let server = RedisServer::start();
-    for layer in layers().into_iter().chain(redis_layers(&server.url())) {
+    for layer in layers().into_iter().chain(limiters()).chain(redis_layers(&server.url())) {
         let (inner, _control) = Inner::new(10);
         let stack = (layer.apply)(boxed(inner));
         for path in ["/trailers", "/cacheable/trailers"] {
@@ -235,7 +262,7 @@ async fn frames_and_trailers_pass_untouched() {
 
 #[tokio::test]
 async fn sizes_and_body_errors_pass() {
-    for layer in layers() {
+    for layer in layers().into_iter().chain(limiters()) {
         let sized = tower::service_fn(async |_: Request<Body>| Ok(Response::new(Body::from("12345"))));
         let response = (layer.apply)(boxed(sized)).oneshot(request("/plain")).await.unwrap();
         assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(5), "{}", layer.name);
@@ -265,7 +292,7 @@ async fn sizes_and_body_errors_pass() {
 #[tokio::test]
 async fn a_client_that_leaves_leaves_nothing_behind() {
     let server = RedisServer::start();
-    for layer in layers().into_iter().chain(redis_layers(&server.url())) {
+    for layer in layers().into_iter().chain(limiters()).chain(redis_layers(&server.url())) {
         for stage in [Stage::Readiness, Stage::Head, Stage::FirstFrame, Stage::LastFrame] {
             for path in ["/plain", "/cacheable"] {
                 let path = &format!("{path}/{stage:?}");
@@ -292,7 +319,7 @@ async fn a_client_that_leaves_leaves_nothing_behind() {
 #[tokio::test]
 async fn dropping_after_any_poll_releases_everything() {
     let server = RedisServer::start();
-    for layer in layers().into_iter().chain(redis_layers(&server.url())) {
+    for layer in layers().into_iter().chain(limiters()).chain(redis_layers(&server.url())) {
         for path in ["/plain", "/cacheable"] {
             let (inner, control) = Inner::new(1);
             let stack = (layer.apply)(boxed(inner));
@@ -369,6 +396,18 @@ fn auto_traits() {
     send_sync::<RedisStore>();
     send_sync::<TieredStore>();
     layer_type::<Quota>();
+    layer_type::<Policy>();
+    layer_type::<Lease>();
+    layer_type::<Fallback>();
+    layer_type::<rate_limit::Fields>();
+    layer_type::<rate_limit::Head<'static>>();
+    layer_type::<rate_limit::Key>();
+    layer_type::<rate_limit::OnFull>();
+    layer_type::<rate_limit::Outcome<'static>>();
+    layer_type::<rate_limit::RateLimitHandle>();
+    layer_type::<rate_limit::Secret>();
+    layer_type::<rate_limit::Standing>();
+    layer_type::<rate_limit::Subject>();
     layer_type::<ClientIp>();
     layer_type::<Origin>();
     layer_type::<PeerAddr>();
@@ -388,6 +427,7 @@ fn auto_traits() {
     send::<cache::Purging>();
     error_type::<cache::PurgeError>();
     layer_type::<client_ip::Header>();
+    layer_type::<client_ip::Networks>();
     layer_type::<client_ip::TrustedProxies>();
     layer_type::<offload::PoolBuilder>();
     layer_type::<redis::Kind>();
@@ -419,6 +459,7 @@ fn auto_traits() {
     error_type::<offload::BuildError>();
     error_type::<offload::OffloadError>();
     error_type::<rate_limit::ConfigError>();
+    error_type::<rate_limit::HandleError>();
     error_type::<cache::BodyError>();
 }
 

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use sfv::{BareItem, List, ListEntry, Parser};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_scale::client_ip::PeerAddr;
-use tower_scale::rate_limit::{Quota, RateLimit, RateLimitLayer};
+use tower_scale::rate_limit::{Policy, Quota, RateLimit, RateLimitLayer};
 use tower_scale::redis::Redis;
 use tower_scale::refusal::Reason;
 
@@ -65,9 +65,15 @@ fn standing(headers: &HeaderMap) -> (i64, i64) {
     }
 }
 
+/// By tokio's clock, which tests pause.
+fn by_tokio(quota: Quota) -> RateLimitLayer {
+    let start = tokio::time::Instant::now();
+    RateLimitLayer::new(quota).clock(move || start.elapsed())
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_burst_passes_and_then_one_per_interval() {
-    let service = limited(&RateLimitLayer::new(Quota::per_minute(100).burst(20)));
+    let service = limited(&by_tokio(Quota::per_minute(100).burst(20)));
     for left in (0..20).rev() {
         let response = send(&service, request("203.0.113.9")).await;
         assert_eq!(response.status(), 200);
@@ -93,7 +99,7 @@ async fn a_burst_passes_and_then_one_per_interval() {
 async fn a_client_that_waits_as_told_is_admitted() {
     for quota in [Quota::per_second(3), Quota::per_minute(7).burst(2), Quota::per_hour(11).burst(1), Quota::per_hour(1)]
     {
-        let service = limited(&RateLimitLayer::new(quota));
+        let service = limited(&by_tokio(quota));
         tokio::time::advance(Duration::from_nanos(1_234_567_891)).await;
         for _ in 0..20 {
             let response = send(&service, request("203.0.113.9")).await;
@@ -241,7 +247,7 @@ fn decisions_and_evictions_are_counted() {
     metrics::with_local_recorder(&recorder, || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let service = limited(&RateLimitLayer::new(Quota::per_hour(3)).slots(1));
+            let service = limited(&RateLimitLayer::new(Policy::new(Quota::per_hour(3)).slots(1)));
             assert_eq!(admitted(&service, "203.0.113.9", 5).await, 3);
             send(&service, Request::new(Body::default())).await;
             for client in 0..5000 {
@@ -253,22 +259,26 @@ fn decisions_and_evictions_are_counted() {
         .snapshot()
         .into_vec()
         .into_iter()
-        .map(|(key, .., value)| {
+        .filter_map(|(key, .., value)| {
             let labels: Vec<_> = key.key().labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
-            let metrics_util::debugging::DebugValue::Counter(count) = value else { panic!("{key:?} counts") };
-            (format!("{} {}", key.key().name(), labels.join(",")), count)
+            match value {
+                metrics_util::debugging::DebugValue::Counter(count) => {
+                    Some((format!("{} {}", key.key().name(), labels.join(",")), count))
+                }
+                _ => None,
+            }
         })
         .collect();
     let of = |name: &str| counters.get(name).copied().unwrap_or_default();
     assert_eq!(of("rate_limit_decisions_total decision=peer_unknown"), 1);
-    let (admitted, refused) =
-        (of("rate_limit_decisions_total decision=admitted"), of("rate_limit_decisions_total decision=refused"));
+    let decided = |word| of(&format!("rate_limit_decisions_total decision={word}"));
+    let (admitted, refused) = (decided("admitted"), decided("refused") + decided("refused_inherited"));
     assert_eq!(admitted + refused, 5005);
     assert!(refused > 2, "{counters:?}");
-    // 512 slots: the rest of the newcomers took somebody's, or were refused.
+    // 448 slots: the rest of the newcomers took somebody's, or were refused.
     let evictions = of("rate_limit_table_evictions_total ");
     assert!(evictions > 0 && evictions <= admitted - 3, "{counters:?}");
-    assert_eq!(counters.len(), 6, "all decisions are there from the first on: {counters:?}");
+    assert_eq!(counters.len(), 10, "all decisions are there from the first on: {counters:?}");
 }
 
 /// With a budget that no busy machine exceeds: what Redis should decide, it decides.
@@ -308,12 +318,12 @@ async fn redis_keeps_one_key_per_client_for_as_long_as_it_owes() {
     for left in (17..20).rev() {
         assert_eq!(standing(send(&service, request("2001:db8::1")).await.headers()), (left, 1));
     }
-    assert!(server.command(&["DBSIZE"]).starts_with(":1"));
+    assert!(debtors(&server).len() == 1);
     let other = limited(&through(&server.url(), quota.burst(1)));
     assert_eq!(status(&other, "2001:db8::1").await, 200, "another quota is another key");
     assert_eq!(status(&other, "2001:db8::1").await, 429);
-    assert!(server.command(&["DBSIZE"]).starts_with(":2"));
-    eventually("debts are paid and forgotten", || async { server.command(&["DBSIZE"]).starts_with(":0") }).await;
+    assert!(debtors(&server).len() == 2);
+    eventually("debts are paid and forgotten", || async { debtors(&server).is_empty() }).await;
     assert_eq!(status(&other, "2001:db8::1").await, 200);
 }
 
@@ -346,20 +356,6 @@ async fn a_redis_that_forgot_the_script_or_holds_garbage_costs_nobody_an_error()
     assert_eq!(admitted(&service, "203.0.113.10", 5).await, 3, "the process decides by itself");
 }
 
-#[tokio::test]
-async fn a_clock_that_went_back_costs_one_burst_at_most() {
-    let server = RedisServer::start();
-    let service = limited(&through(&server.url(), Quota::per_second(1)));
-    assert_eq!(status(&service, "203.0.113.9").await, 200);
-    let time = server.command(&["EVAL", "return redis.call('TIME')[1]", "0"]);
-    let in_an_hour = (time.trim().parse::<u64>().unwrap() + 3600) * 1_000_000;
-    server.command(&["SET", &key_of(&server), &in_an_hour.to_string()]);
-    let refused = send(&service, request("203.0.113.9")).await;
-    assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].as_bytes()), (429, b"1".as_slice()));
-    tokio::time::sleep(Duration::from_millis(1050)).await;
-    assert_eq!(status(&service, "203.0.113.9").await, 200);
-}
-
 /// The limiter's timeout is the request's only one: the cache behind it asks the same Redis no more.
 #[tokio::test]
 async fn after_a_timeout_the_request_asks_redis_no_more() {
@@ -371,7 +367,7 @@ async fn after_a_timeout_the_request_asks_redis_no_more() {
     let service = ServiceBuilder::new().layer(limiter()).layer(limiter()).layer(limiter()).service(handler);
     eventually("Redis decides", || async {
         service.clone().oneshot(request("203.0.113.9")).await.unwrap();
-        server.command(&["DBSIZE"]).starts_with(":1")
+        debtors(&server).len() == 1
     })
     .await;
     server.freeze();
@@ -381,9 +377,14 @@ async fn after_a_timeout_the_request_asks_redis_no_more() {
     server.thaw();
 }
 
+/// The keys of clients; the record of what handles change is another one.
+fn debtors(server: &RedisServer) -> Vec<String> {
+    let keys = server.command(&["EVAL", "return table.concat(redis.call('KEYS', 'ts:rl:*'), '\\n')", "0"]);
+    keys.lines().filter(|key| key.starts_with("ts:rl:") && !key.ends_with(":control")).map(str::to_owned).collect()
+}
+
 fn key_of(server: &RedisServer) -> String {
-    let answer = server.command(&["RANDOMKEY"]);
-    answer.trim().to_owned()
+    debtors(server).pop().expect("a client in debt")
 }
 
 #[tokio::test]
@@ -415,53 +416,10 @@ async fn without_redis_the_process_decides_and_with_it_back_redis_does() {
     server.launch();
     eventually("Redis decides", || async {
         status(&service, "203.0.113.10").await;
-        server.command(&["DBSIZE"]).starts_with(":1")
+        debtors(&server).len() == 1
     })
     .await;
     server.kill();
     let left = admitted(&service, "203.0.113.11", 8).await;
     assert_eq!(left, 5, "killed");
-}
-
-/// `gcra.lua` with the time as its last argument, against governor.
-#[test]
-fn the_script_and_governor_are_the_same_function() {
-    use governor::clock::FakeRelativeClock;
-    use proptest::test_runner::{Config, TestRunner};
-
-    let (clock_read, expiry) = ("local time = redis.call('TIME')", ", 'PX', math.ceil(owed / 1000)");
-    let script = include_str!("../../src/rate_limit/gcra.lua");
-    assert!(script.contains(clock_read) && script.contains(expiry));
-    // A key that expires while the test is slow would be a difference between two clocks, not two functions.
-    let script = script.replace(clock_read, "local time = {ARGV[4], ARGV[5]}").replace(expiry, "");
-    let script = ::redis::Script::new(&script);
-    let server = RedisServer::start();
-    let connection = ::redis::Client::open(server.url()).unwrap().get_connection().unwrap();
-    let connection = std::cell::RefCell::new(connection);
-
-    let trace = proptest::collection::vec((0_u64..90_000, 1_u32..4), 1..30);
-    let mut runner = TestRunner::new(Config::with_cases(64));
-    let case = std::cell::Cell::new(0);
-    runner
-        .run(&(1_000_u64..50_000, 1_u32..20, trace), |(interval, burst, trace)| {
-            case.set(case.get() + 1);
-            let burst = std::num::NonZeroU32::new(burst).unwrap();
-            let quota = governor::Quota::with_period(Duration::from_micros(interval)).unwrap().allow_burst(burst);
-            let clock = FakeRelativeClock::default();
-            let governor = governor::RateLimiter::direct_with_clock(quota, clock.clone());
-            let mut now = 1_800_000_000_000_000_u64;
-            for (pause, cost) in trace {
-                clock.advance(Duration::from_micros(pause));
-                now += pause;
-                let expected = matches!(governor.check_n(std::num::NonZeroU32::new(cost).unwrap()), Ok(Ok(_)));
-                let capacity = interval * u64::from(burst.get());
-                let mut call = script.key(case.get());
-                call.arg(interval).arg(capacity).arg(cost).arg(now / 1_000_000).arg(now % 1_000_000);
-                let (admitted, debt): (u8, u64) = call.invoke(&mut *connection.borrow_mut()).unwrap();
-                assert_eq!(admitted == 1, expected, "at {now}");
-                assert!(debt <= capacity);
-            }
-            Ok(())
-        })
-        .unwrap();
 }

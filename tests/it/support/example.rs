@@ -48,7 +48,7 @@ fn command(name: &str, environment: &[(&str, &str)]) -> Command {
     let program: PathBuf = target.join("examples").join(name);
     assert!(program.exists(), "the example is not built: run `cargo test --features full`, which builds it");
     let mut command = Command::new(program);
-    let settings = ["REDIS_URL", "RATE_LIMIT", "TRUSTED_PROXIES", "OFFLOAD_THREADS", "RUST_LOG"];
+    let settings = ["REDIS_URL", "RATE_LIMIT", "TRUSTED_PROXIES", "ALLOW", "OFFLOAD_THREADS", "RUST_LOG"];
     let fleet = [
         "ORIGIN",
         "STORE",

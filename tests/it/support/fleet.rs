@@ -32,7 +32,7 @@ impl Servers {
     }
 
     /// What tells an example where they are.
-    fn environment(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Standalone(server) => vec![("REDIS_URL", server.url())],
             Self::Cluster(cluster) => vec![("REDIS_CLUSTER", cluster.urls().join(","))],
