@@ -47,7 +47,7 @@ pub enum Kind {
     /// The server could not be reached or is not serving, the connection broke (the command may have been carried
     /// out), or too many operations are under way.
     Unavailable,
-    /// The server answered with an error.
+    /// The server answered with an error, or with something else than was asked for.
     Refused,
 }
 
@@ -67,6 +67,12 @@ impl Kind {
 impl StoreError {
     pub(super) fn new(kind: Kind, cause: Option<Cause>) -> Self {
         Self { kind, cause }
+    }
+
+    /// The server answered something else than was asked for.
+    #[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
+    pub(crate) fn unexpected() -> Self {
+        Self::new(Kind::Refused, Some(Cause::new("an unexpected answer")))
     }
 
     /// What went wrong.

@@ -81,7 +81,7 @@ impl Redis {
         self
     }
 
-    #[cfg_attr(not(feature = "cache"), allow(dead_code))]
+    #[cfg_attr(not(any(feature = "rate-limit", feature = "cache")), allow(dead_code))]
     pub(crate) fn budget(&self) -> Duration {
         self.budget
     }

@@ -115,6 +115,8 @@ pub use handle::Redis;
 pub(crate) use script::Script;
 #[allow(unused_imports, reason = "only the cache listens")]
 pub(crate) use subscription::Subscription;
+#[cfg(feature = "rate-limit")]
+pub(crate) use within::Within;
 
 #[cfg(test)]
 #[path = "../../tests/it/support/redis_server.rs"]

@@ -16,7 +16,7 @@ pin_project! {
     ///
     /// When the deadline is noticed late, the loop was busy with something else, and the reply may well lie in the
     /// socket's buffer. So the deadline moves once, by as much as it was late: at least a turn, at most a budget.
-    pub(super) struct Within<F> {
+    pub(crate) struct Within<F> {
         #[pin]
         work: F,
         #[pin]
@@ -27,7 +27,7 @@ pin_project! {
 }
 
 impl<F> Within<F> {
-    pub(super) fn new(budget: Duration, work: F) -> Self {
+    pub(crate) fn new(budget: Duration, work: F) -> Self {
         Self::since(Instant::now(), budget, work)
     }
 
