@@ -289,7 +289,8 @@ fn variable<T, E: Display>(
     let value = match std::env::var(name) {
         Ok(value) if !value.is_empty() => value,
         Ok(_) | Err(std::env::VarError::NotPresent) => return Ok(None),
-        Err(error) => return Err(format!("{name}: {error}; expected {expected}")),
+        // Without the value: it may be a password.
+        Err(std::env::VarError::NotUnicode(_)) => return Err(format!("{name} is not UTF-8; expected {expected}")),
     };
     parse(&value).map(Some).map_err(|error| {
         // What stands before the `@` of a URL may be a password.

@@ -297,7 +297,8 @@ fn variable<T, E: Display>(
     let value = match std::env::var(name) {
         Ok(value) if !value.is_empty() => value,
         Ok(_) | Err(std::env::VarError::NotPresent) => return Ok(None),
-        Err(error) => return Err(format!("{name}: {error}; expected {expected}")),
+        // Without the value: it may be a password.
+        Err(std::env::VarError::NotUnicode(_)) => return Err(format!("{name} is not UTF-8; expected {expected}")),
     };
     parse(&value).map(Some).map_err(|error| {
         format!("{name}={:?} cannot be used: {error}; expected {expected}", without_credentials(&value))

@@ -26,7 +26,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What an instance may use of its memory once it hears nothing more, and how long it takes it to notice.
 const DISCONNECTED: Duration = Duration::from_secs(6);
 
-static TURN: Mutex<()> = Mutex::const_new(());
+pub(crate) static TURN: Mutex<()> = Mutex::const_new(());
 
 struct Fleet {
     instances: Vec<Arc<Instance>>,

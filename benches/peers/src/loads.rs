@@ -188,7 +188,7 @@ where
 }
 
 /// Twice as many as are measured, the same in every run.
-fn zipf_keys(keys: usize, requests: usize) -> Vec<u32> {
+pub fn zipf_keys(keys: usize, requests: usize) -> Vec<u32> {
     let mut sums = Vec::with_capacity(keys);
     let mut sum = 0.0;
     for rank in 1..=keys {

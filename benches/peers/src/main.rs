@@ -7,8 +7,10 @@
 //! Every subject serves the same request with the same 1 KiB answer on one current-thread runtime. A round runs every
 //! subject once, in a rotating order, with a fixed number of requests; the figures are medians over rounds with a
 //! 95 % interval, and ratios are taken within a round. `--smoke` runs a few requests of each, to see that they run.
-//! Other arguments name tables, all of them by default; `redis` and `tiered` need a `redis-server` to start.
+//! Other arguments name tables, all of them by default; `redis` and `tiered` need a `redis-server` to start. `flood` is
+//! there by its name only: 50 million clients, each seen once, and what they leave resident.
 
+mod admission;
 mod loads;
 mod measure;
 mod redis_server;
@@ -23,10 +25,14 @@ use redis_server::RedisServer;
 
 const TABLES: [&str; 8] = ["hits", "first-byte", "threads", "zipf", "herd", "admission", "redis", "tiered"];
 
+/// On demand.
+const FLOOD: &str = "flood";
+
 fn main() -> ExitCode {
     let (flags, named): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
     let smoke = flags.iter().any(|flag| flag == "--smoke");
-    if let Some(unknown) = named.iter().find(|name| !TABLES.contains(&name.as_str())) {
+    let known = |name: &&String| TABLES.contains(&name.as_str()) || *name == FLOOD;
+    if let Some(unknown) = named.iter().find(|name| !known(name)) {
         eprintln!("no table {unknown}; there are {}", TABLES.join(", "));
         return ExitCode::FAILURE;
     }
@@ -38,11 +44,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    run(smoke, wanted, server.as_ref());
+    run(smoke, &named, server.as_ref());
     ExitCode::SUCCESS
 }
 
-fn run(smoke: bool, wanted: impl Fn(&str) -> bool, server: Option<&Rc<RedisServer>>) {
+fn run(smoke: bool, named: &[String], server: Option<&Rc<RedisServer>>) {
+    let wanted = |table: &str| named.is_empty() || named.iter().any(|name| name == table);
     let plan = |requests| if smoke { Plan { rounds: 3, requests: 50 } } else { Plan { rounds: 41, requests } };
     if wanted("hits") {
         plan(20_000).run("a cache hit in process, 1 KiB body", "tower-scale", subjects::cache_hits());
@@ -60,7 +67,10 @@ fn run(smoke: bool, wanted: impl Fn(&str) -> bool, server: Option<&Rc<RedisServe
         loads::herd(if smoke { 1 } else { 15 });
     }
     if wanted("admission") {
-        plan(20_000).run("an admitted request of one client", "tower-scale", subjects::one_client());
+        admission::tables(&plan(20_000), if smoke { 1_000 } else { 1_000_000 });
+    }
+    if named.iter().any(|name| name == FLOOD) {
+        admission::flood(if smoke { 10_000 } else { 50_000_000 });
     }
     let Some(server) = server else { return };
     println!("\nRedis {}", server.version());

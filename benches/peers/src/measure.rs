@@ -44,10 +44,7 @@ impl Plan {
         took: &[Vec<T>],
         time: impl Fn(&T) -> Duration,
     ) {
-        let nanos = |took: &Vec<T>| -> Vec<f64> {
-            took.iter().map(|took| time(took).as_secs_f64() * 1e9 / f64::from(self.requests)).collect()
-        };
-        let nanos: Vec<_> = took.iter().map(nanos).collect();
+        let nanos: Vec<_> = took.iter().map(|took| each(took, self.requests, &time)).collect();
         let reference = subjects.iter().position(|subject| subject.name == reference).expect("a subject by that name");
         println!("\n{title}: {} rounds of {} requests", self.rounds, self.requests);
         println!("{:<38} {:>8} {:>17}   {:>6} {:>15}", "", "ns", "95 % interval", "ratio", "95 % interval");
@@ -62,6 +59,29 @@ impl Plan {
             );
         }
     }
+
+    /// Prints what the first of each pair adds to the subject named `bare`, beside what the second adds.
+    pub fn report_added(&self, bare: &str, pairs: &[(&str, &str)], subjects: &[Subject], took: &[Vec<Duration>]) {
+        let nanos = |name: &str| {
+            let of = subjects.iter().position(|subject| subject.name == name).expect("a subject by that name");
+            each(&took[of], self.requests, |took| *took)
+        };
+        let bare = nanos(bare);
+        let added = |name: &str| -> Vec<f64> { nanos(name).iter().zip(&bare).map(|(own, bare)| own - bare).collect() };
+        println!("{:<38} {:>8}   {:<38} {:>8}   {:>6} {:>15}", "adds", "ns", "beside", "ns", "ratio", "95 % interval");
+        for (own, other) in pairs {
+            let (ours, theirs) = (added(own), added(other));
+            let [least, ratio, most] = interval(ours.iter().zip(&theirs).map(|(own, other)| own / other).collect());
+            let (ours, theirs) = (middle(ours), middle(theirs));
+            let spread = format!("{least:.2} – {most:.2}");
+            println!("{own:<38} {ours:>8.0}   {other:<38} {theirs:>8.0}   {ratio:>6.2} {spread:>15}");
+        }
+    }
+}
+
+/// Nanoseconds per request, by round.
+fn each<T>(took: &[T], requests: u32, time: impl Fn(&T) -> Duration) -> Vec<f64> {
+    took.iter().map(|took| time(took).as_secs_f64() * 1e9 / f64::from(requests)).collect()
 }
 
 /// The median.

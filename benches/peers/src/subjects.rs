@@ -1,20 +1,14 @@
 //! What is measured: a bare service, ours, and the peers', each as its own documentation says.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::ConnectInfo;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_governor::GovernorLayer;
-use tower_governor::governor::GovernorConfigBuilder;
-use tower_governor::key_extractor::PeerIpKeyExtractor;
 use tower_scale::cache::{CacheLayer, MemoryStore};
-use tower_scale::rate_limit::{Quota, RateLimitLayer};
 
 use crate::measure::Subject;
 
@@ -30,10 +24,7 @@ pub async fn handler<R, B: From<Bytes>>(_: Request<R>) -> Result<Response<B>, In
 }
 
 fn request<R: Default>() -> Request<R> {
-    let mut request =
-        Request::get("/products/1").header(header::HOST, "example.com").body(R::default()).expect("valid");
-    request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([192, 0, 2, 1], 4711))));
-    request
+    Request::get("/products/1").header(header::HOST, "example.com").body(R::default()).expect("valid")
 }
 
 fn subject<S, R, B>(name: &'static str, service: S) -> Subject
@@ -87,30 +78,5 @@ pub fn cache_hits() -> Vec<Subject> {
             ServiceBuilder::new().layer(axum_response_cache).service(service_fn(handler::<Body, Body>)),
         ),
         subject("tower-scale, axum body", ServiceBuilder::new().layer(ours).service(service_fn(handler::<Body, Body>))),
-    ]
-}
-
-pub fn one_client() -> Vec<Subject> {
-    let ours = RateLimitLayer::new(Quota::per_second(65_536).burst(u32::MAX));
-    // Their quota is stated as the time until one request is given back.
-    let mut plain = GovernorConfigBuilder::default().key_extractor(PeerIpKeyExtractor);
-    plain.per_nanosecond(1).burst_size(1_000_000_000);
-    let mut fields = GovernorConfigBuilder::default().key_extractor(PeerIpKeyExtractor).use_headers();
-    fields.per_nanosecond(1).burst_size(1_000_000_000);
-    vec![
-        bare::<Body>(),
-        subject("tower-scale", ServiceBuilder::new().layer(ours).service(service_fn(handler::<Body, Body>))),
-        subject(
-            "tower_governor 0.8.0, no fields",
-            ServiceBuilder::new()
-                .layer(GovernorLayer::new(plain.finish().expect("a valid quota")))
-                .service(service_fn(handler::<Body, Body>)),
-        ),
-        subject(
-            "tower_governor 0.8.0, with fields",
-            ServiceBuilder::new()
-                .layer(GovernorLayer::new(fields.finish().expect("a valid quota")))
-                .service(service_fn(handler::<Body, Body>)),
-        ),
     ]
 }
