@@ -117,6 +117,11 @@ impl Key {
         matches!(self.source, Source::Address)
     }
 
+    /// Whether an address may tell clients apart.
+    pub(crate) fn may_be_address(&self) -> bool {
+        !matches!(self.source, Source::Everybody)
+    }
+
     pub(crate) fn client(&self, head: &Head<'_>) -> Client {
         let found = match &self.source {
             Source::Address => None,

@@ -10,6 +10,9 @@ pub(crate) const MAX_QUOTAS: usize = 6;
 /// 2²⁰ slots take about 9 MiB, once all of them have been used.
 const DEFAULT_SLOTS: usize = 1 << 20;
 
+/// No table is larger: 37 GiB.
+const MAX_SLOTS: usize = u32::MAX as usize;
+
 /// Quotas, and by what [`Key`] clients are told apart.
 ///
 /// A quota, or an array of quotas, is a policy for every client address. All quotas of a policy must allow a request;
@@ -75,7 +78,8 @@ impl Policy {
     /// What tells clients apart.
     ///
     /// # Panics
-    /// A tier of [`ipv6_tier`](Self::ipv6_tier) is not wider than the key's IPv6 networks, or governor decides.
+    /// A tier of [`ipv6_tier`](Self::ipv6_tier) is not wider than the key's IPv6 networks, or `key` is [`Key::global`],
+    /// which has none; or governor decides.
     #[must_use]
     #[track_caller]
     pub fn key(mut self, key: Key) -> Self {
@@ -102,7 +106,7 @@ impl Policy {
     /// was given a /48 has 65 536 networks of the usual /64. It concerns no IPv4 client.
     ///
     /// # Panics
-    /// `prefix` is 0 or not shorter than the key's ([`Key::ipv6_prefix`], 64 by default); a seventh quota; a quota of the
+    /// The key is [`Key::global`]; `prefix` is 0 or not shorter than the key's ([`Key::ipv6_prefix`], 64 by default); a seventh quota; a quota of the
     /// same name; governor decides.
     #[must_use]
     #[track_caller]
@@ -118,7 +122,7 @@ impl Policy {
     /// pages of memory. For the right size see the [module page](super#sizing).
     #[must_use]
     pub fn slots(mut self, slots: usize) -> Self {
-        self.slots = slots;
+        self.slots = slots.min(MAX_SLOTS);
         self
     }
 
@@ -151,9 +155,12 @@ impl Policy {
     fn assert_tiers(&self) {
         let fits = |rule: &Rule| match rule.scope {
             Scope::Key => true,
-            Scope::Ipv6(prefix) => prefix > 0 && prefix < self.key.ipv6_prefix_length(),
+            Scope::Ipv6(prefix) => prefix > 0 && prefix < self.key.ipv6_prefix_length() && self.key.may_be_address(),
         };
-        assert!(self.rules.iter().all(fits), "a tier's IPv6 prefix must be shorter than the key's, and not 0");
+        assert!(
+            self.rules.iter().all(fits),
+            "a tier needs a key with addresses, and an IPv6 prefix that is shorter than the key's and not 0"
+        );
     }
 
     /// The quotas' names, in their order.

@@ -109,8 +109,12 @@ fn any_quotas() -> impl Strategy<Value = Vec<Quota>> {
     prop::collection::vec(quota, 1..4).prop_map(named)
 }
 
+/// What is told is rounded up by at most one of the limiter's ticks, and then to whole seconds.
+const TICK: Duration = Duration::from_micros(31);
+
 proptest! {
-    /// `Retry-After` is never 0, and whoever waits that long is admitted; whoever comes a whole second earlier, is not.
+    /// `Retry-After` is never 0, and whoever waits that long is admitted; whoever comes a whole second and a tick earlier,
+    /// is not.
     #[test]
     fn waiting_as_told_is_enough_and_not_too_long(
         quotas in any_quotas(),
@@ -129,12 +133,54 @@ proptest! {
             }
             let wait = seconds(&response);
             prop_assert!(wait >= 1);
-            clock.advance(Duration::from_secs(wait - 1));
+            let early = Duration::from_secs(wait - 1).saturating_sub(TICK);
+            clock.advance(early);
             if wait > 1 {
-                prop_assert_eq!(ask().status(), 429, "told to wait {} s, one was enough", wait);
+                prop_assert_eq!(ask().status(), 429, "told to wait {} s, one less was enough", wait);
             }
-            clock.advance(Duration::from_secs(1));
+            clock.advance(Duration::from_secs(wait) - early);
             prop_assert_eq!(ask().status(), 200, "told to wait {} s", wait);
+        }
+    }
+
+    /// What `RateLimit` says is so: `r` requests more, none before `t` is over, and one more then.
+    #[test]
+    fn the_standing_is_what_the_client_finds(
+        quotas in any_quotas(),
+        trace in prop::collection::vec((0_u64..2_000_000_000, 1_u32..8), 1..12),
+    ) {
+        // Another one that has seen the same.
+        let replayed = || {
+            let clock = Clock::default();
+            let layer = RateLimitLayer::new(Policy::try_from(quotas.as_slice()).unwrap())
+                .cost(|head| head.headers().get("x-cost").map_or(1, |cost| cost.to_str().unwrap().parse().unwrap()));
+            let service = limited(&clock.times(layer));
+            let mut last = None;
+            for (pause, cost) in &trace {
+                clock.advance(Duration::from_nanos(*pause));
+                last = Some(send(&service, with_field(HOME, "x-cost", &[&cost.to_string()])));
+            }
+            let last = last.unwrap();
+            (clock, service, last)
+        };
+        let (_, service, last) = replayed();
+        let stated = last.headers()["ratelimit"].to_str().unwrap();
+        let number = |item: &str, name: &str| -> usize {
+            item.split(name).nth(1).unwrap().split(';').next().unwrap().parse().unwrap()
+        };
+        let least = stated.split(", ").map(|item| number(item, ";r=")).min().unwrap();
+        prop_assert_eq!(admitted(&service, HOME, least + 1), least, "{}", stated);
+        if quotas.len() == 1 && last.status() == 200 {
+            let time = Duration::from_secs(number(stated, ";t=") as u64);
+            let early = time.saturating_sub(Duration::from_secs(1) + TICK);
+            for (after, expected) in [(early, least), (time, least + 1)] {
+                let (clock, service, _) = replayed();
+                clock.advance(after);
+                prop_assert_eq!(admitted(&service, HOME, expected), expected, "{:?} after {}", after, stated);
+                if after == early {
+                    prop_assert_eq!(status(&service, HOME), 429, "{:?} after {}", after, stated);
+                }
+            }
         }
     }
 }
